@@ -1,0 +1,55 @@
+"""Accounts of a lab: nativeauthenticator, with a first admin whose password is generated, never a default one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from nativeauthenticator import NativeAuthenticator
+from traitlets import Unicode
+
+from gpuspawner.errors import ConfigError
+
+
+class LabAuthenticator(NativeAuthenticator):
+    """Students sign up, an admin approves. The first admin is made at the first start of the Hub."""
+
+    first_admin = Unicode(
+        "admin",
+        help="""
+        The name of the admin account that is made when it does not exist yet; it must be in `admin_users` too.
+        The default is "admin"; "" makes none, and then somebody in `admin_users` has to sign up.
+        """,
+    ).tag(config=True)
+
+    password_file = Unicode(
+        "admin-password",
+        help="""
+        The file that the generated password of `first_admin` is written to, once, readable by the Hub's user only.
+        The default lies in the folder that the Hub runs in. Read it, delete it, and change the password in the Hub.
+        """,
+    ).tag(config=True)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.first_admin and not self.user_exists(self.first_admin):
+            self._make_first_admin()
+
+    def _make_first_admin(self) -> None:
+        password = secrets.token_urlsafe(12)
+        path = Path(self.password_file)
+        # The file first: an account whose password nobody can read would lock the admin out.
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(password + "\n")
+        created = self.create_user(self.first_admin, password)
+        if created is None or not created.is_authorized:
+            path.unlink()
+            raise ConfigError(
+                f"The first admin {self.first_admin!r} could not be made: it must be in c.Authenticator.admin_users, "
+                "its name must not hold a comma, space or slash, and enable_signup must be on at the first start."
+            )
+        self.log.warning("The account %r was made; its password is in %s.", self.first_admin, path.resolve())

@@ -1,0 +1,394 @@
+"""The Docker engine: the only module that imports docker-py.
+
+It knows Docker and nothing of JupyterHub: calls in an own pool of threads, each with a time limit; leases read from
+labels; facts of images; the evidence of a dead container; removal that may be repeated. It decides nothing.
+
+A call that is overdue or cancelled is given up, but its thread goes on: docker-py cannot be interrupted. Whoever has to
+undo the effect of such a call collects it with `collecting` and waits with `ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.utils import kwargs_from_env
+
+from gpuspawner import leases
+from gpuspawner.container import Evidence, ImageFacts
+from gpuspawner.errors import (
+    DeviceFault,
+    DiskFull,
+    EngineDown,
+    EngineError,
+    EngineTimeout,
+    ImageMissing,
+    ImageUnfit,
+    LabelError,
+    Refused,
+)
+from gpuspawner.leases import CardShare, Lease
+from gpuspawner.texts import Text
+
+LOG = logging.getLogger(__name__)
+
+_COLLECTION: ContextVar[set[Future[Any]] | None] = ContextVar("docker_calls", default=None)
+
+# A container in one of these states holds its lease; `exited` and `dead` do not.
+HOLDING_STATES = ("created", "running", "paused", "restarting", "removing")
+
+_TELL_ADMIN = "Try again in a minute; if it stays so, tell the admin."
+_TELL_ADMIN_KO = "잠시 후 다시 시도하고, 계속되면 관리자에게 알려 주세요."
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the engine says of itself. `cdi_devices` is empty before engine 28.2, which cannot list them."""
+
+    version: str
+    runtimes: tuple[str, ...]
+    cdi_devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeasedContainer:
+    """A container that holds a lease. `lease` is None where its labels cannot be read; then `cards` are taken whole."""
+
+    id: str
+    name: str
+    state: str
+    cards: tuple[CardShare, ...]
+    lease: Lease | None
+
+
+class Engine:
+    """One Docker engine, shared by all spawners of a Hub.
+
+    Args:
+        client_kwargs: for `docker.APIClient`; what is missing comes from DOCKER_HOST and its relatives.
+        threads: how many calls may be under way at once; a pull does not count, it has a pool of its own.
+        call_timeout_seconds: the time limit of an ordinary call.
+    """
+
+    def __init__(
+        self,
+        client_kwargs: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 16,
+        call_timeout_seconds: float = 15.0,
+    ) -> None:
+        self._client_kwargs = dict(client_kwargs or {})
+        self._threads = threads
+        self.call_timeout_seconds = call_timeout_seconds
+        self._calls = ThreadPoolExecutor(threads, thread_name_prefix="docker")
+        self._pulls = ThreadPoolExecutor(2, thread_name_prefix="docker-pull")
+        self._facts: tuple[float, EngineFacts] | None = None
+
+    @cached_property
+    def client(self) -> Any:
+        """docker-py's low-level client. Its own read timeout ends a hanging thread some time after we gave it up."""
+        return self._connect(self.call_timeout_seconds * 2)
+
+    @cached_property
+    def _pull_client(self) -> Any:
+        return self._connect(3600)
+
+    def _connect(self, timeout: float) -> Any:
+        kwargs = {**kwargs_from_env(), "version": "auto", "max_pool_size": self._threads, **self._client_kwargs}
+        return docker.APIClient(timeout=int(timeout) or 1, **kwargs)
+
+    async def call(self, method: str, *args: Any, time_limit: float | None = None, **kwargs: Any) -> Any:
+        """Call a method of docker-py's `APIClient` in a thread.
+
+        Raises:
+            EngineTimeout: it took longer than `time_limit` seconds (default: `call_timeout_seconds`).
+            docker.errors.DockerException, requests.RequestException: as docker-py raises them; see `translate`.
+        """
+        if method == "pull":
+            return await asyncio.wrap_future(self._pulls.submit(lambda: self._pull_client.pull(*args, **kwargs)))
+        limit = time_limit if time_limit is not None else self.call_timeout_seconds
+        pending: Future[Any] = self._calls.submit(lambda: getattr(self.client, method)(*args, **kwargs))
+        if (collection := _COLLECTION.get()) is not None:
+            collection.add(pending)
+            pending.add_done_callback(collection.discard)
+        inner = asyncio.wrap_future(pending)
+        inner.add_done_callback(_look_at_error)
+        try:
+            return await asyncio.wait_for(asyncio.shield(inner), limit)
+        except asyncio.TimeoutError:
+            raise _timeout(f"{method} took longer than {limit:g} s") from None
+
+    async def ask(self, method: str, *args: Any, time_limit: float | None = None, **kwargs: Any) -> Any:
+        """`call` with the errors of our own tree."""
+        try:
+            return await self.call(method, *args, time_limit=time_limit, **kwargs)
+        except (DockerException, requests.RequestException) as error:
+            raise translate(error) from error
+
+    async def facts(self) -> EngineFacts:
+        """Version, runtimes and CDI names, at most a minute old."""
+        if self._facts is None or time.monotonic() - self._facts[0] > 60:
+            info = await self.ask("info")
+            devices = info.get("DiscoveredDevices") or ()
+            facts = EngineFacts(
+                version=info.get("ServerVersion", ""),
+                runtimes=tuple(info.get("Runtimes") or ()),
+                cdi_devices=tuple(device["ID"] for device in devices if device.get("Source") == "cdi"),
+            )
+            self._facts = (time.monotonic(), facts)
+        return self._facts[1]
+
+    async def image_facts(self, reference: str) -> ImageFacts:
+        """Raises ImageMissing where the engine does not have it."""
+        try:
+            image = await self.call("inspect_image", reference)
+        except (DockerException, requests.RequestException) as error:
+            raise translate(error, image=reference) from error
+        environment = dict(entry.partition("=")[::2] for entry in image["Config"].get("Env") or ())
+        return ImageFacts(reference, image["Id"], environment.get("HOME") or "/home/jovyan")
+
+    async def leased(self) -> tuple[LeasedContainer, ...]:
+        """Every container that holds a lease now, of any Hub on this engine."""
+        found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*HOLDING_STATES]})
+        return tuple(_leased(entry) for entry in found)
+
+    async def holdings(self) -> dict[str, tuple[CardShare, ...]]:
+        """Lease id → cards, from the labels: what `ledger.Ledger` counts with."""
+        containers = await self.leased()
+        return {entry.lease.id if entry.lease else entry.id: entry.cards for entry in containers}
+
+    async def find(self, name_or_id: str) -> dict[str, Any] | None:
+        """What `docker inspect` says of a container, or None when there is none."""
+        try:
+            found: dict[str, Any] = await self.call("inspect_container", name_or_id)
+            return found
+        except NotFound:
+            return None
+        except (DockerException, requests.RequestException) as error:
+            raise translate(error) from error
+
+    async def evidence(self, inspected: Mapping[str, Any], lines: int = 60) -> Evidence:
+        """State and last log lines of a container that has ended. A log that cannot be read is left out."""
+        state = inspected["State"]
+        try:
+            log = await self.ask("logs", inspected["Id"], tail=lines)
+            text = log.decode("utf-8", "replace") if isinstance(log, bytes) else str(log)
+        except Refused as error:
+            text = f"(the log could not be read: {error})"
+        return Evidence(
+            exit_code=int(state.get("ExitCode", -1)),
+            out_of_memory=bool(state.get("OOMKilled")),
+            error=str(state.get("Error", "")),
+            log_lines=tuple(text.splitlines()[-lines:]),
+        )
+
+    async def run_in(self, container_id: str, argv: Sequence[str], time_limit: float = 20.0) -> str:
+        """Run a short command in a running container as its own user; its output, both streams together."""
+        created = await self.ask("exec_create", container_id, list(argv))
+        output = await self.ask("exec_start", created["Id"], time_limit=time_limit)
+        return output.decode("utf-8", "replace") if isinstance(output, bytes) else str(output)
+
+    async def remove(self, name_or_id: str) -> None:
+        """Kill and remove a container with its anonymous volumes. One that is gone, or on its way, is fine.
+
+        Returns when the engine no longer knows it, so that its name is free and its cards are let go.
+        """
+        for _ in range(50):
+            try:
+                await self.call("remove_container", name_or_id, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # 409: somebody else removes it at this moment
+                    raise translate(error) from error
+            except (DockerException, requests.RequestException) as error:
+                raise translate(error) from error
+            await asyncio.sleep(0.1)
+        raise EngineError(
+            Text(
+                f"The engine does not finish removing an old container. {_TELL_ADMIN}",
+                f"이전 컨테이너가 정리되지 않습니다. {_TELL_ADMIN_KO}",
+            ),
+            detail=f"container {name_or_id} is still there after repeated removal",
+        )
+
+    async def remove_lease(self, lease_id: str) -> None:
+        """Remove every container that carries this lease id, whatever its name."""
+        label = f"{leases.PREFIX}id={lease_id}"
+        for entry in await self.ask("containers", all=True, filters={"label": [label]}):
+            await self.remove(entry["Id"])
+
+    async def ensure_volume(self, name: str, labels: Mapping[str, str]) -> None:
+        """Create a named volume where it is missing; one that exists keeps its labels and its content."""
+        await self.ask("create_volume", name, labels=dict(labels))
+
+    def ensure_network(self, name: str, *, subnet: str | None = None) -> str:
+        """The gateway address of a bridge network, made where it is missing. Blocks: for the configuration file.
+
+        Containers on it reach the world and the gateway, but not each other (`enable_icc=false`).
+        """
+        try:
+            if not any(network["Name"] == name for network in self.client.networks(names=[name])):
+                options = {"com.docker.network.bridge.enable_icc": "false"}
+                if mtu := _uplink_mtu():
+                    options["com.docker.network.driver.mtu"] = str(mtu)
+                pool = docker.types.IPAMPool(subnet=subnet, gateway=_first_host(subnet)) if subnet else None
+                ipam = docker.types.IPAMConfig(pool_configs=[pool]) if pool else None
+                self.client.create_network(name, driver="bridge", options=options, ipam=ipam, check_duplicate=True)
+            config = self.client.inspect_network(name)["IPAM"]["Config"][0]
+            # Engines before 23 leave out a gateway that they chose themselves: the first address.
+            return str(config.get("Gateway") or _first_host(config["Subnet"]))
+        except (DockerException, requests.RequestException) as error:
+            raise translate(error) from error
+
+
+def _first_host(subnet: str) -> str:
+    return str(next(ipaddress.ip_network(subnet).hosts()))
+
+
+def _uplink_mtu() -> int | None:
+    """The MTU of the interface with the default route, None where it is Docker's own 1500 or cannot be read.
+
+    A bridge with a larger MTU than the way out makes downloads hang (VPNs and clouds often have less than 1500).
+    """
+    try:
+        routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+        interface = next(route[0] for route in routes if route[1] == "00000000")
+        mtu = int(Path(f"/sys/class/net/{interface}/mtu").read_text())
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    return mtu if mtu < 1500 else None
+
+
+def _leased(entry: Mapping[str, Any]) -> LeasedContainer:
+    labels = entry.get("Labels") or {}
+    name = (entry.get("Names") or ["?"])[0].lstrip("/")
+    try:
+        lease = leases.decode(labels)
+        cards = lease.cards if lease else ()
+    except LabelError as error:
+        LOG.warning("Container %s: %s Its cards are taken as whole.", name, error)
+        lease, cards = None, leases.held_cards(labels)
+    return LeasedContainer(entry["Id"], name, entry.get("State", ""), cards, lease)
+
+
+@contextmanager
+def collecting() -> Iterator[set[Future[Any]]]:
+    """Collect the calls that the enclosed code makes; those that have ended drop out of the set by themselves."""
+    collection: set[Future[Any]] = set()
+    token = _COLLECTION.set(collection)
+    try:
+        yield collection
+    finally:
+        _COLLECTION.reset(token)
+
+
+async def ended(calls: Iterable[Future[Any]]) -> None:
+    """Wait until these calls have ended, well or badly."""
+    await asyncio.gather(*(asyncio.wrap_future(call) for call in list(calls)), return_exceptions=True)
+
+
+def _look_at_error(inner: asyncio.Future[Any]) -> None:
+    """Keep asyncio from complaining about the error of a call that nobody waits for any more."""
+    if not inner.cancelled():
+        inner.exception()
+
+
+def _timeout(detail: str) -> EngineTimeout:
+    return EngineTimeout(
+        Text(
+            f"The Docker engine is too slow to answer at the moment. {_TELL_ADMIN}",
+            f"Docker 엔진의 응답이 너무 느립니다. {_TELL_ADMIN_KO}",
+        ),
+        detail=detail,
+    )
+
+
+def is_name_conflict(error: Exception) -> bool:
+    """Whether a container could not be created because another one has its name."""
+    return isinstance(error, APIError) and error.status_code == 409 and "already in use" in str(error.explanation)
+
+
+def translate(error: Exception, *, image: str = "") -> Refused:
+    """One of docker-py's errors as one of ours, with a sentence for the student and the original for the log."""
+    if isinstance(error, Refused):
+        return error
+    detail = str(getattr(error, "explanation", None) or error)
+    lower = detail.lower()
+    if isinstance(error, requests.exceptions.ReadTimeout):
+        return _timeout(detail)
+    if isinstance(error, requests.RequestException) or (
+        isinstance(error, DockerException) and not isinstance(error, APIError)
+    ):
+        return EngineDown(
+            Text(
+                f"The Docker engine of this server does not answer. {_TELL_ADMIN}",
+                f"서버의 Docker 엔진이 응답하지 않습니다. {_TELL_ADMIN_KO}",
+            ),
+            detail=detail,
+        )
+    if "no space left on device" in lower or "disk quota exceeded" in lower:
+        return DiskFull(
+            Text(
+                "The disk of this server is full, so no server can start. Please tell the admin.",
+                "서버의 디스크가 가득 차서 시작할 수 없습니다. 관리자에게 알려 주세요.",
+            ),
+            detail=detail,
+        )
+    if isinstance(error, ImageNotFound) or "no such image" in lower or "pull access denied" in lower:
+        return image_missing(image, detail)
+    if any(sign in lower for sign in ("device driver", "nvidia", "cdi device", "nvml")):
+        return DeviceFault(
+            Text(
+                "The GPU that was leased for you could not be attached to your server: it may have failed a moment "
+                "ago. Nothing is running and no GPU is counted for you. Try again, and tell the admin if it recurs.",
+                "할당된 GPU를 서버에 연결하지 못했습니다. 방금 카드에 문제가 생겼을 수 있습니다. "
+                "서버는 실행되지 않았고 GPU도 반납되었습니다. 다시 시도하고, 반복되면 관리자에게 알려 주세요.",
+            ),
+            detail=detail,
+        )
+    if "executable file not found" in lower or "no command specified" in lower:
+        return ImageUnfit(
+            Text(
+                "The image of this profile cannot run a notebook server (jupyterhub-singleuser is missing in it). "
+                "Choose another profile and tell the admin.",
+                "이 프로필의 이미지에는 노트북 서버(jupyterhub-singleuser)가 없습니다. "
+                "다른 프로필을 선택하고 관리자에게 알려 주세요.",
+            ),
+            detail=detail,
+        )
+    return EngineError(
+        Text(
+            f"The Docker engine could not start your server. {_TELL_ADMIN}",
+            f"Docker 엔진이 서버를 시작하지 못했습니다. {_TELL_ADMIN_KO}",
+        ),
+        detail=detail,
+    )
+
+
+def image_missing(reference: str, detail: str = "") -> ImageMissing:
+    """The sentence for an image that is not there, with the command where it is one of the shelf's."""
+    name = reference.removeprefix("gpuspawner/").partition(":")[0]
+    fix = f"images/build_images.py {name}" if reference.startswith("gpuspawner/") else f"docker pull {reference}"
+    return ImageMissing(
+        Text(
+            f"The image {name!r} of this profile is not on this server yet. "
+            f"Choose another profile, or ask the admin to run: {fix}",
+            f"이 프로필의 이미지 {name!r}가 아직 서버에 없습니다. "
+            f"다른 프로필을 선택하거나 관리자에게 다음 명령 실행을 요청하세요: {fix}",
+        ),
+        detail=detail or f"no such image: {reference}",
+    )

@@ -1,0 +1,145 @@
+"""DockerSpawner, with its engine calls made fit for many users and expensive leases. It knows nothing of GPUs.
+
+What it changes: calls go through `dockerd.Engine` (threads and time limits) instead of one thread for everybody; a
+container is always made anew, and a dead one is read before it is removed; an engine that does not answer means
+"unknown", never "stopped"; the URL of a server that was starting when the Hub was killed is found again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dockerspawner import DockerSpawner
+from traitlets import Float, Integer, TraitError, default, observe, validate
+
+from gpuspawner.dockerd import Engine, is_name_conflict
+from gpuspawner.errors import EngineTimeout, Refused
+from gpuspawner.launch import explain_death
+
+NAME_CONFLICT_TRIES = 3
+STOP_GRACE_SECONDS = 10
+
+
+class EngineSpawner(DockerSpawner):
+    """The part of `GPUSpawner` that talks to the engine about containers that exist already."""
+
+    engine_timeout = Float(
+        15.0,
+        min=1.0,
+        help="""
+        Seconds that one ordinary call to the Docker engine may take (15 by default; pulling an image has no limit).
+
+        Beyond it the student reads that the engine is too slow; whatever the late call still does is undone.
+        """,
+    ).tag(config=True)
+
+    engine_threads = Integer(
+        16,
+        min=2,
+        help="How many calls to the Docker engine may be under way at once (16 by default); more wait for a thread.",
+    ).tag(config=True)
+
+    @default("remove")
+    def _default_remove(self) -> bool:
+        return True
+
+    @validate("remove")
+    def _remove_is_on(self, proposal: Any) -> bool:
+        if not proposal["value"]:
+            raise TraitError(
+                "GPUSpawner.remove must be True: a kept container would be resumed with its old image and old GPUs"
+            )
+        return True
+
+    @observe("image")
+    def _image_changed(self, change: Any) -> None:
+        """DockerSpawner renames the container here; our names do not depend on the image."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that all spawners of this Hub share."""
+        raise NotImplementedError
+
+    @property
+    def being_undone(self) -> bool:
+        """Whether an earlier start of this server is still being cleared away."""
+        raise NotImplementedError
+
+    def died(self, death: Refused) -> None:
+        """Called when a running server has ended by itself, before its container is removed."""
+        raise NotImplementedError
+
+    @property
+    def client(self) -> Any:
+        """docker-py's client, for what DockerSpawner asks of it."""
+        return self.engine.client
+
+    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """DockerSpawner's calls, with docker-py's own errors."""
+        return await self.engine.call(method, *args, **kwargs)
+
+    async def get_object(self) -> dict[str, Any] | None:
+        """The container as `docker inspect` shows it. A server error is an error, not a container that is gone."""
+        inspected = await self.engine.find(self.object_name)
+        self.object_id = inspected["Id"] if inspected else ""
+        return inspected
+
+    async def poll(self) -> int | None:
+        """None while the server runs or nobody can know; its exit code once it has ended, after reading why."""
+        if self.being_undone:
+            return 0
+        try:
+            inspected = await self.get_object()
+            if inspected is None:
+                return 0
+            state = inspected["State"]
+            if state["Running"]:
+                return None
+            if state["Status"] == "exited" and not self._start_pending:
+                death = await explain_death(self.engine, inspected, inspected["HostConfig"].get("Memory") or None)
+                self.log.warning("%s ended by itself: %s %s", self._log_name, death, death.detail)
+                self.died(death)
+                await self.engine.remove(inspected["Id"])
+            return int(state["ExitCode"])
+        except Refused as error:
+            self.log.warning("Whether %s runs cannot be known: %s", self._log_name, error.detail or error)
+            return None
+
+    async def get_url(self) -> str:
+        """Where the server is now: the Hub asks after a restart, when its database may hold a made-up address."""
+        ip, port = await self.get_ip_and_port()
+        return f"{self.server.proto}://{f'[{ip}]' if ':' in ip else ip}:{port}"
+
+    async def pull_image(self, image: str) -> None:
+        """Nothing: `launch` has made sure of the image before anything was leased."""
+
+    async def create_object(self) -> Any:
+        """Create the container. A name that an old one still holds is taken from it."""
+        for _ in range(NAME_CONFLICT_TRIES - 1):
+            try:
+                return await super().create_object()
+            except Exception as error:
+                if not is_name_conflict(error):
+                    raise
+                self.log.warning("The name %s is still taken; removing its holder.", self.object_name)
+                await self.engine.remove(self.object_name)
+        return await super().create_object()
+
+    async def stop_object(self) -> None:
+        """Ask the server to end, wait a little, then kill it."""
+        try:
+            await self.engine.ask(
+                "stop",
+                self.object_name,
+                timeout=STOP_GRACE_SECONDS,
+                time_limit=STOP_GRACE_SECONDS + self.engine_timeout,
+            )
+        except EngineTimeout as error:
+            self.log.warning("%s does not stop (%s); it is removed by force.", self._log_name, error.detail)
+        except Refused as error:
+            if await self.engine.find(self.object_name) is not None:
+                raise error
+
+    async def remove_object(self) -> None:
+        """Remove the container, running or not; that it is gone already is fine."""
+        await self.engine.remove(self.object_name)

@@ -1,0 +1,64 @@
+"""Nouns: a card, and all cards of this machine at one moment. No I/O; `nvml` and `fakegpus` make these values.
+
+Cards are named by UUID everywhere. An index moves when a card falls off the bus and differs between NVML and CUDA;
+it is kept for people to read, never to decide with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType, Protocol, runtime_checkable
+
+from gpuspawner.texts import Text
+
+GpuUuid = NewType("GpuUuid", str)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card.
+
+    `memory_bytes` is NVML's total. `minor` is the number in `/dev/nvidia<minor>`, None where the driver does not say
+    (WSL2). `fault` is a sentence when the card must not be leased.
+    """
+
+    uuid: GpuUuid
+    index: int
+    name: str
+    memory_bytes: int
+    minor: int | None = None
+    fault: Text | None = None
+
+    def matches(self, model: str | None) -> bool:
+        """Whether the card's name holds `model`, ignoring case and spaces: "RTX 4090" and "rtx4090" alike."""
+        return model is None or _plain(model) in _plain(self.name)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The cards of this machine, in NVML's order.
+
+    `trouble` says why the cards cannot be known; then `gpus` is empty and nothing may be leased. A machine that simply
+    has no card has neither. `simulated` cards are counted and leased but never attached.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    simulated: bool = False
+    trouble: Text | None = None
+    detail: str = ""
+
+    def get(self, uuid: str) -> Gpu | None:
+        """The card with this UUID, or None when it is not there now."""
+        return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
+
+
+@runtime_checkable
+class GpuSource(Protocol):
+    """Where the cards come from: `nvml.Nvml` or `fakegpus.FakeGPUs`."""
+
+    async def inventory(self) -> Inventory:
+        """Look at the cards now. Never raises: what cannot be known becomes `Inventory.trouble`."""
+
+
+def _plain(name: str) -> str:
+    return "".join(name.lower().split())

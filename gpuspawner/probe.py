@@ -1,0 +1,38 @@
+"""Asks a notebook server whether it answers, as often as it takes. It knows HTTP and nothing of Docker.
+
+The Hub's own wait backs off with jitter up to 5 s and costs about a second of each start; asking a bridge address of
+this machine every few tens of milliseconds costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+INTERVAL_SECONDS = 0.03
+
+
+async def wait_until_answering(url: str) -> None:
+    """Return when a GET of `url` is answered with anything below 500. Waits for ever: the caller sets the limit.
+
+    An https URL (the Hub's internal SSL) is only connected to: the handshake needs the user's certificates, and the
+    Hub makes it right afterwards.
+    """
+    timeout = aiohttp.ClientTimeout(total=5, connect=1)
+    connector = aiohttp.TCPConnector(force_close=True, ssl=False)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        # Another process is waited for: nobody could set an Event.
+        while not await _answers(session, url):  # noqa: ASYNC110
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            return response.status < 500
+    except aiohttp.ClientConnectorError:
+        return False
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+        # Something accepted the connection: for TLS with client certificates that is all there is to see from here.
+        return url.startswith("https:")

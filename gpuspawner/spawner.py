@@ -1,0 +1,434 @@
+"""`GPUSpawner`: what JupyterHub and the admin see. Traits with help, a few overrides, wiring.
+
+No rule, no HTML and no Docker call of its own: rules are in the pure modules, a start is a `launch.Launch`, and how a
+container is polled and stopped is in `engine_spawner`. `_apply` is the only writer of inherited traits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from jupyterhub.spawner import SpawnException
+from jupyterhub.traitlets import ByteSpecification
+from traitlets import Enum, Float, Instance, Integer, List, Unicode, default
+
+from gpuspawner import form
+from gpuspawner.container import FORBIDDEN_HOST_CONFIG, ContainerSpec, Defaults, literal, object_name
+from gpuspawner.dockerd import Engine
+from gpuspawner.engine_spawner import EngineSpawner
+from gpuspawner.errors import BadChoice, ConfigError, NoRoom, Refused
+from gpuspawner.gpus import GpuSource
+from gpuspawner.house import House
+from gpuspawner.launch import Launch, Order
+from gpuspawner.leases import Owner
+from gpuspawner.nvml import Nvml
+from gpuspawner.placement import Policy
+from gpuspawner.profiles import Catalogue, Choice
+from gpuspawner.texts import Language, language_of
+
+# The inherited traits that `_apply` writes, and nothing else does.
+APPLIED = ("image", "mem_limit", "cpu_limit", "volumes", "extra_create_kwargs", "extra_host_config")
+
+
+class GPUSpawner(EngineSpawner):
+    """Starts each server in a Docker container that holds exactly the cards its profile promises."""
+
+    # Attributes that JupyterHub sets on every spawner.
+    user_options: Any
+    server: Any
+
+    profile_list = List(
+        help="""
+        The profiles that students choose from: a list of dictionaries.
+
+        Keys: `display_name` and `description` (a text, or `{"en": …, "ko": …}`), `slug`, `image` (a folder of
+        `images/`, or any image reference with a tag), `gpu` (`{"count": 1}` whole cards, or `{"memory": "8G"}` a
+        counted share of one card; `model` narrows it to cards of that name), `mem_limit`, `cpu_limit`, `shm_size`,
+        `pids_limit`, `time_limit`, `idle_timeout`, `groups`, `volumes`, `default`. Sizes are powers of 1024.
+
+        A mistake stops the Hub at start with its path, for example
+        `profile_list[2].gpu.count must be at least 1, got 0` (when the configuration ends with
+        `gpuspawner.check_config(c)`).
+
+            c.GPUSpawner.profile_list = [
+                {"display_name": "One RTX 4090", "image": "pytorch", "gpu": {"count": 1}, "mem_limit": "32G"},
+            ]
+        """,
+    ).tag(config=True)
+
+    gpus = Instance(
+        GpuSource,
+        help="""
+        Where the cards come from. The default asks the NVIDIA driver through NVML.
+
+        `gpuspawner.FakeGPUs("2x24GiB")` counts and leases cards that do not exist: for trying the Hub on a machine
+        without a GPU. No device is attached then, and the form says so.
+        """,
+    ).tag(config=True)
+
+    gpu_memory_reserve = ByteSpecification(
+        "1G",
+        help="""
+        How much memory of each card is never given away in shares, in bytes or as "1G" (powers of 1024).
+
+        The driver and the CUDA context of each process live in it. A share fits a card while the sum of the shares
+        stays within the card's memory less this reserve. Whole cards are not affected.
+        """,
+    ).tag(config=True)
+
+    gpu_attach = Enum(
+        ("auto", "nvidia", "cdi"),
+        default_value="auto",
+        help="""
+        How the engine is asked for the leased cards.
+
+        "nvidia" is a device request to NVIDIA's container toolkit; "cdi" names the cards by CDI (engine 25 or newer);
+        "auto", the default, takes CDI where `docker info` lists the cards' UUIDs, else "nvidia". With the wrong one a
+        start fails, and the student reads that the GPU could not be attached.
+        """,
+    ).tag(config=True)
+
+    default_shm_fraction = Float(
+        0.25,
+        min=0.01,
+        max=1.0,
+        help="""
+        Shared memory (/dev/shm) of a profile without `shm_size`, as a part of its memory limit; without one, 1 GiB.
+
+        PyTorch's DataLoader needs it; with too little a student reads "bus error". It counts against the RAM limit.
+        """,
+    ).tag(config=True)
+
+    default_pids_limit = Integer(
+        4096,
+        min=64,
+        help="""
+        How many processes and threads a container of a profile without `pids_limit` may have.
+
+        Beyond it a student reads "Resource temporarily unavailable"; other students notice nothing.
+        """,
+    ).tag(config=True)
+
+    log_max_size = Unicode(
+        "10m",
+        help="""
+        The size at which the log of a container is rotated, in Docker's notation; three files are kept. The default,
+        10 MiB, keeps a chatty notebook from filling the engine's disk.
+        """,
+    ).tag(config=True)
+
+    home_path_template = Unicode(
+        "",
+        help="""
+        A folder of the host for each user's home, with `{username}` in it, such as "/srv/homes/{username}".
+
+        The default, "", keeps each home in a Docker volume named `<prefix>-home-<user>`. `{username}` becomes the
+        user's name where that is plain, else a safe form of it. A missing folder is made for uid 1000, which needs a
+        Hub that runs as root on the engine's host; otherwise the student reads that the home could not be made.
+        """,
+    ).tag(config=True)
+
+    form_template_paths = List(
+        Unicode(),
+        help="""
+        Folders that are searched for `form.html` before the package's own template. The default is none. A template
+        that fails shows the student an error page, so try it before a class.
+        """,
+    ).tag(config=True)
+
+    @default("gpus")
+    def _default_gpus(self) -> GpuSource:
+        return Nvml()
+
+    @default("start_timeout")
+    def _default_start_timeout(self) -> int:
+        return 120
+
+    @default("options_form")
+    def _default_options_form(self) -> Any:
+        return self._render_form
+
+    @default("options_from_form")
+    def _default_options_from_form(self) -> Any:
+        return self._options_from_form
+
+    @default("apply_user_options")
+    def _default_apply_user_options(self) -> Any:
+        return lambda spawner, options: spawner._choose(options)
+
+    @default("object_name")
+    def _object_name_default(self) -> str:
+        return object_name(self._owner)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._configured = self._applied_traits()
+        self._base = self._configured
+        self._good_options = dict(self.user_options or {})
+        self._choice: Choice | None = None
+        self._refusal: Refused | None = None
+        self._spec: ContainerSpec | None = None
+        self._launch: Launch | None = None
+
+    # --- wiring -------------------------------------------------------------------------------------------------------
+
+    @property
+    def house(self) -> House:
+        """What this Hub's spawners share; made by the first that asks."""
+        settings = self.user.settings
+        if "gpuspawner_house" not in settings:
+            settings["gpuspawner_house"] = House(
+                hub=self.prefix,
+                catalogue=Catalogue.parse(self.profile_list),
+                engine=Engine(
+                    self.client_kwargs, threads=self.engine_threads, call_timeout_seconds=self.engine_timeout
+                ),
+                gpus=self.gpus,
+                policy=Policy(self.gpu_memory_reserve),
+            )
+        house: House = settings["gpuspawner_house"]
+        return house
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that all spawners of this Hub share."""
+        return self.house.engine
+
+    @property
+    def being_undone(self) -> bool:
+        """Whether an earlier start of this server is still being cleared away."""
+        return self._owner in self.house.undoing
+
+    def died(self, death: Refused) -> None:
+        """Keep what the student should read about a server that ended by itself."""
+        self.house.last_words[self._owner] = death.text
+
+    @property
+    def _owner(self) -> Owner:
+        return Owner(self.user.name, self.name, self.prefix)
+
+    @property
+    def _groups(self) -> frozenset[str]:
+        return frozenset(group.name for group in self.user.groups)
+
+    @property
+    def _language(self) -> Language:
+        if self.handler is not None:
+            return language_of(self.handler.request.headers.get("Accept-Language"))
+        return self.house.languages.get(self.user.name, "en")
+
+    def _for_the_hub(self, error: Refused) -> SpawnException:
+        """A refusal as JupyterHub shows it cleanly everywhere: form, pending page, REST (docs: SpawnException)."""
+        words = error.text.into(self._language)
+        exception = SpawnException(
+            words, reason=error.reason.value, log_message=words.replace("%", "%%"), status_code=error.status_code
+        )
+        exception.jupyterhub_message = words
+        return exception
+
+    # --- choosing -----------------------------------------------------------------------------------------------------
+
+    async def _render_form(self, spawner: Any = None) -> str:
+        house = self.house
+        house.begin_reconciling()
+        language = house.languages[self.user.name] = self._language
+        offers, standing, trouble = await house.offers(self._groups)
+        fallback = house.catalogue.default_for(self._groups)
+        chosen = (self.user_options or {}).get("profile")
+        return form.render(
+            form.view(
+                offers,
+                language=language,
+                chosen=chosen if isinstance(chosen, str) else None,
+                asked=house.asked.pop(self.user.name, None),
+                default=fallback.slug if fallback else None,
+                simulated=standing.inventory.simulated,
+                notice=house.last_words.get(self._owner),
+                trouble=trouble,
+            ),
+            self.form_template_paths,
+        )
+
+    async def _options_from_form(self, form_data: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Refuse here what cannot start now: nothing is saved or counted yet, and the form comes back."""
+        house = self.house
+        try:
+            choice = house.catalogue.choose(form.parse(form_data), self._groups)
+            offers, _, _ = await house.offers(self._groups)
+            refusal = next(o.availability.refusal for o in offers if o.profile is choice.profile)
+            if refusal is not None:
+                house.asked[self.user.name] = choice.profile.slug
+                raise refusal
+        except Refused as error:
+            raise self._for_the_hub(error) from None
+        return choice.options
+
+    def _choose(self, options: object) -> None:
+        """Validate what came in by any door. A refusal waits for `start`, where the Hub logs no traceback for it."""
+        self._choice, self._refusal = None, None
+        try:
+            self._choice = self.house.catalogue.choose(options, self._groups)
+        except Refused as error:
+            self._refusal = error
+
+    def _forget_options(self) -> None:
+        """A choice that was refused does not become the default of the next start."""
+        self.user_options = dict(self._good_options)
+        self.orm_spawner.user_options = dict(self._good_options)
+
+    # --- starting -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> str:
+        """Start the server and wait until it answers. Raises SpawnException with a sentence for the student."""
+        house, owner = self.house, self._owner
+        house.begin_reconciling()
+        if self._choice is None and self._refusal is None:
+            self._choose(self.user_options)
+        launch = None
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            assert self._choice is not None  # noqa: S101 - `_choose` sets one of the two
+            launch = self._launch = Launch(
+                self._order(self._choice),
+                house.engine,
+                house.ledger,
+                house.gpus.inventory,
+                self._boot,
+                house.undoing.get(owner),
+            )
+            url = await launch.run()
+        except asyncio.CancelledError:
+            # Until the Hub has called stop, its event stream would say "ready" and send the tabs to a dead server.
+            self.server = None
+            raise
+        except Refused as error:
+            if isinstance(error, (BadChoice, NoRoom)):
+                self._forget_options()
+            else:
+                self.log.warning("%s could not start: %s %s", self._log_name, error, error.detail)
+            raise self._for_the_hub(error) from None
+        finally:
+            if launch and launch.undoing and not launch.undoing.done():
+                house.keep_undoing(owner, launch.undoing)
+        self._good_options = dict(self.user_options or {})
+        house.last_words.pop(owner, None)
+        return url
+
+    def _order(self, choice: Choice) -> Order:
+        return Order(
+            owner=self._owner,
+            choice=choice,
+            defaults=Defaults(
+                mem_limit_bytes=self._base["mem_limit"],
+                cpu_limit=self._base["cpu_limit"],
+                shm_fraction=self.default_shm_fraction,
+                pids_limit=self.default_pids_limit,
+                log_max_size=self.log_max_size,
+                home_path_template=self.home_path_template,
+            ),
+            gpu_attach=self.gpu_attach,
+            # A little less than the Hub's own limit, whose failure has no words.
+            time_limit_seconds=max(1.0, self.start_timeout - 3.0),
+            api_path=self.server.base_url + "api",
+            https=self.internal_ssl,
+            may_pull=self.pull_policy not in ("never", "skip"),
+        )
+
+    async def stop(self, now: bool = False) -> None:
+        """Stop and remove the container. Its cards are free when this returns."""
+        try:
+            await super().stop(now)
+        except Refused as error:
+            self.log.warning("%s could not be stopped: %s", self._log_name, error.detail or error)
+            raise self._for_the_hub(error) from None
+
+    async def _boot(self, spec: ContainerSpec) -> tuple[str, int]:
+        self._apply(spec)
+        ip, port = await super().start()
+        return ip, port
+
+    async def apply_group_overrides(self) -> None:
+        """The Hub sets traits for groups here, before each start: always upon what the admin configured."""
+        for name, value in self._configured.items():
+            setattr(self, name, value)
+        await super().apply_group_overrides()
+        self._base = self._applied_traits()
+
+    def _applied_traits(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in APPLIED}
+
+    def _apply(self, spec: ContainerSpec) -> None:
+        """Write `spec` into the inherited traits, upon the configured values: nothing of an earlier profile stays."""
+        base = self._base
+        self._spec = spec
+        self.object_name = spec.name
+        self.image = spec.image
+        self.mem_limit = spec.mem_limit_bytes
+        self.cpu_limit = spec.cpu_limit
+        self.volumes = {**base["volumes"], **literal({source: dict(bind) for source, bind in spec.binds.items()})}
+        self.extra_create_kwargs = self._merging(base["extra_create_kwargs"], {"labels": dict(spec.labels)})
+        self.extra_host_config = self._merging(base["extra_host_config"], dict(spec.host_config))
+
+    def _merging(self, configured: Any, ours: dict[str, Any]) -> Any:
+        """The admin's dictionary (or callable) with ours upon it, as a callable: it is asked at each start."""
+
+        async def merged(spawner: Any) -> dict[str, Any]:
+            theirs = configured(spawner) if callable(configured) else configured
+            theirs = dict(await theirs if hasattr(theirs, "__await__") else theirs)
+            if refused := sorted(set(FORBIDDEN_HOST_CONFIG) & set(theirs)):
+                raise _forbidden(refused)
+            both = {**theirs, **literal(ours)}
+            if "labels" in ours:
+                both["labels"] = {**theirs.get("labels", {}), **both["labels"]}
+            return both
+
+        return merged
+
+    def get_env(self) -> dict[str, str]:
+        """The Hub's environment for the server, with what says which cards it may see."""
+        environment: dict[str, str] = super().get_env()
+        environment.update(self._spec.environment if self._spec else {"NVIDIA_VISIBLE_DEVICES": "void"})
+        return environment
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """The steps of the start, for the Hub's pending page."""
+        shown = None
+        while self._start_pending:
+            launch = self._launch
+            if launch is None:
+                await asyncio.sleep(0.05)
+                continue
+            changed, stage = launch.stage_changed, launch.stage
+            if stage is not shown:
+                shown = stage
+                yield {"progress": stage.progress, "message": stage.text.into(self._language)}
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(changed.wait(), 1)
+
+
+def check_config(config: Any) -> None:
+    """Stop the Hub here, with a sentence, if the configuration of `GPUSpawner` is wrong. Ends `jupyterhub_config.py`.
+
+    JupyterHub makes its first spawner when somebody logs in: without this, a mistake would meet a student instead.
+    """
+    section = config.GPUSpawner
+    try:
+        Catalogue.parse(section.get("profile_list", []), "c.GPUSpawner.profile_list")
+        theirs = section.get("extra_host_config", config.DockerSpawner.get("extra_host_config", {}))
+        if isinstance(theirs, Mapping) and (refused := sorted(set(FORBIDDEN_HOST_CONFIG) & set(theirs))):
+            raise _forbidden(refused)
+        if not section.get("remove", config.DockerSpawner.get("remove", True)):
+            raise ConfigError("c.GPUSpawner.remove must be True: a kept container would resume with its old GPUs")
+    except ConfigError as error:
+        raise SystemExit(f"The Hub does not start, because its configuration is wrong:\n{error}") from None
+
+
+def _forbidden(keys: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"extra_host_config must not set {', '.join(keys)}: GPUSpawner decides which cards a container gets. "
+        "Use the 'gpu' key of a profile."
+    )
