@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ class GpuRequest(_Frozen):
 
     count: int | None = Field(default=None, ge=1, strict=True)
     memory_bytes: Bytes | None = Field(default=None, alias="memory")
-    model: str | None = Field(default=None, min_length=1)
+    model: str | None = Field(default=None, pattern=r"\S")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> GpuRequest:
@@ -81,7 +82,7 @@ class Profile(_Frozen):
     image: str = Field(min_length=1, pattern=r"^\S+$")
     gpu: GpuRequest | None = None
     mem_limit_bytes: Bytes | None = Field(default=None, alias="mem_limit")
-    cpu_limit: float | None = Field(default=None, gt=0)
+    cpu_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     shm_size_bytes: Bytes | None = Field(default=None, alias="shm_size")
     pids_limit: int | None = Field(default=None, ge=64, strict=True)
     time_limit_seconds: Seconds | None = Field(default=None, alias="time_limit")
@@ -95,10 +96,10 @@ class Profile(_Frozen):
     def _slug_from_name(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and "slug" not in data and data.get("display_name"):
             name = data["display_name"]
-            words = (
-                name if isinstance(name, str) else next(iter(name.values()), "") if isinstance(name, Mapping) else ""
-            )
-            return {**data, "slug": "-".join(re.findall(r"[a-z0-9]+", str(words).lower()))}
+            if isinstance(name, Mapping):
+                name = name.get("en") or next(iter(name.values()), "")
+            words = name if isinstance(name, str) else ""
+            return {**data, "slug": "-".join(re.findall(r"[a-z0-9]+", words.lower()))}
         return data
 
     @field_validator("slug")
@@ -171,7 +172,7 @@ class Catalogue:
         Raises:
             ConfigError: one line for each mistake, with its path, what is accepted and what was given.
         """
-        if not isinstance(raw, Sequence) or isinstance(raw, str):
+        if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
             raise ConfigError(f"{path} must be a list of profiles, got {type(raw).__name__}")
         if not raw:
             raise ConfigError(f"{path} is empty: give at least one profile, or nobody can start a server")
@@ -182,7 +183,7 @@ class Catalogue:
             try:
                 profiles.append(Profile.model_validate(entry))
             except ValidationError as error:
-                mistakes += [_sentence(here, dict(item), entry) for item in error.errors()]
+                mistakes += [_sentence(here, dict(item), entry) for item in _own(error.errors(), entry)]
         mistakes += _clashes(path, profiles) if not mistakes else []
         if mistakes:
             raise ConfigError("\n".join(mistakes))
@@ -270,6 +271,13 @@ def _clashes(path: str, profiles: Iterable[Profile]) -> list[str]:
     return mistakes
 
 
+def _own(errors: Sequence[Mapping[str, Any]], entry: object) -> list[Mapping[str, Any]]:
+    """Without what is wrong with a slug only because the name that it would be made from is wrong."""
+    made = not (isinstance(entry, Mapping) and "slug" in entry)
+    nameless = any(error["loc"][:1] == ("display_name",) for error in errors)
+    return [error for error in errors if not (made and nameless and error["loc"] == ("slug",))]
+
+
 def _sentence(here: str, error: dict[str, Any], entry: object) -> str:
     """One of pydantic's errors as a line for the admin: path, rule, what was given."""
     location = [part for part in error["loc"] if not (isinstance(part, str) and part.endswith("]"))]
@@ -283,7 +291,7 @@ def _sentence(here: str, error: dict[str, Any], entry: object) -> str:
         case "greater_than_equal":
             return f"{where} must be at least {context['ge']}, got {given}"
         case "greater_than":
-            return f"{where} must be more than {context['gt']}, got {given}"
+            return f"{where} must be more than {context['gt']:g}, got {given}"
         case "value_error":
             rule = str(context.get("error", error["msg"]))
             return f"{where} {rule}"
@@ -304,7 +312,19 @@ def _did_you_mean(location: Sequence[object]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+class _Quote(reprlib.Repr):
+    """`repr` that stays small and shallow, so that neither a megabyte nor a thousand nested lists can break it."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print numbers of more than 4300 digits.
+        return super().repr_int(x, level) if x.bit_length() < 1000 else "a number of very many digits"
+
+
+_quote = _Quote()
+_quote.maxstring = _quote.maxother = 60
+
+
 def _shorten(value: object, limit: int = 60) -> str:
     """`repr`, short enough for a sentence however large the value is."""
-    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    text = _quote.repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,401 @@
+"""Adapter: the cards of this machine as NVIDIA's driver tells of them, and the only import of `pynvml`.
+
+`Nvml` answers with an `Inventory` and never raises: what cannot be known becomes a sentence. It knows nothing of
+leases and decides nothing; `placement` leaves out what has a fault.
+
+NVML calls block, and hang where a card has fallen off the bus. They run on one daemon thread of the process, so that
+neither the event loop nor the end of the process waits for them, and a hanging call never gets a second one on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from gpuspawner.gpus import Gpu, GpuUuid, Inventory
+from gpuspawner.texts import Text
+
+
+class NvmlOff(str, Enum):
+    """Why NVML tells nothing about any card."""
+
+    LIBRARY_MISSING = "library-missing"
+    DRIVER_NOT_LOADED = "driver-not-loaded"
+    VERSION_MISMATCH = "version-mismatch"
+    NO_PERMISSION = "no-permission"
+    TOO_SLOW = "too-slow"
+    WRONG_PACKAGE = "wrong-package"
+    OTHER = "other"
+
+    @property
+    def text(self) -> Text:
+        """The sentence for a student."""
+        return _TEXTS[self]
+
+    @property
+    def advice(self) -> str:
+        """What an admin does about it, for the log and for the doctor."""
+        return _ADVICE[self]
+
+
+def _ask_the_admin(en: str, ko: str) -> Text:
+    return Text(
+        f"The GPUs of this server cannot be used now: {en}. Choose a profile without a GPU, or ask the admin.",
+        f"지금은 이 서버의 GPU를 사용할 수 없습니다. {ko}. GPU가 없는 프로필을 선택하거나 관리자에게 문의하세요.",
+    )
+
+
+_TEXTS = {
+    NvmlOff.LIBRARY_MISSING: _ask_the_admin(
+        "NVIDIA's driver is not installed", "NVIDIA 드라이버가 설치되어 있지 않습니다"
+    ),
+    NvmlOff.DRIVER_NOT_LOADED: _ask_the_admin("NVIDIA's driver is not running", "NVIDIA 드라이버가 실행 중이 아닙니다"),
+    NvmlOff.VERSION_MISMATCH: _ask_the_admin(
+        "NVIDIA's driver was updated and the server has to be restarted",
+        "NVIDIA 드라이버가 업데이트되어 서버를 다시 시작해야 합니다",
+    ),
+    NvmlOff.NO_PERMISSION: _ask_the_admin(
+        "the Hub may not speak to NVIDIA's driver", "허브에 NVIDIA 드라이버 접근 권한이 없습니다"
+    ),
+    NvmlOff.TOO_SLOW: _ask_the_admin("the driver does not answer", "드라이버가 응답하지 않습니다"),
+    NvmlOff.WRONG_PACKAGE: _ask_the_admin(
+        "the Hub's software is not installed correctly", "허브 소프트웨어가 올바르게 설치되지 않았습니다"
+    ),
+    NvmlOff.OTHER: _ask_the_admin("the driver reports an error", "드라이버에 오류가 있습니다"),
+}
+
+_ADVICE = {
+    NvmlOff.LIBRARY_MISSING: (
+        "libnvidia-ml.so.1 is not found: install NVIDIA's driver (Debian: nvidia-driver, Ubuntu: ubuntu-drivers "
+        "install). A Hub in a container needs NVIDIA's runtime with NVIDIA_DRIVER_CAPABILITIES=utility. "
+        "The Hub need not be restarted"
+    ),
+    NvmlOff.DRIVER_NOT_LOADED: (
+        "the kernel module is not loaded: try `modprobe nvidia`; after a kernel update look at `dkms status`, with "
+        "secure boot at `dmesg | grep -i nvidia`"
+    ),
+    NvmlOff.VERSION_MISMATCH: (
+        "kernel module and libnvidia-ml are of different versions: the driver was upgraded without a reboot. Reboot, "
+        "or reload the nvidia modules while no container uses them and restart the Hub"
+    ),
+    NvmlOff.NO_PERMISSION: (
+        "the Hub's user may not open the driver's devices: look at `ls -l /dev/nvidia*`, and give a Hub in a "
+        "container the devices"
+    ),
+    NvmlOff.TOO_SLOW: (
+        "a call to NVML is overdue. A card may have fallen off the bus: look at `dmesg | grep -i xid`; nvidia-smi "
+        "hangs as well then, and a reboot helps. Where the first call after a pause is slow: `nvidia-smi -pm 1`"
+    ),
+    NvmlOff.WRONG_PACKAGE: (
+        "the module pynvml must be the one of nvidia-ml-py: run "
+        f"`{sys.executable} -m pip uninstall -y pynvml nvidia-ml-py3` and then "
+        f"`{sys.executable} -m pip install --force-reinstall 'nvidia-ml-py>=12.535,<14'`, and restart the Hub"
+    ),
+    NvmlOff.OTHER: "run `nvidia-smi` on the server: it should say the same",
+}
+
+# NVML's own numbers rather than pynvml's names: they are the ABI, and old modules lack some of the names.
+_NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _RESET_REQUIRED = 3, 13, 16
+_OFF_BY_CODE = {
+    4: NvmlOff.NO_PERMISSION,
+    9: NvmlOff.DRIVER_NOT_LOADED,
+    10: NvmlOff.TOO_SLOW,
+    12: NvmlOff.LIBRARY_MISSING,
+    18: NvmlOff.VERSION_MISMATCH,
+}
+_CALLS = (
+    "nvmlInitWithFlags",
+    "nvmlInit",
+    "nvmlShutdown",
+    "nvmlDeviceGetCount",
+    "nvmlDeviceGetHandleByIndex",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetMinorNumber",
+    "nvmlDeviceGetMigMode",
+)
+
+_LOST = Text(
+    "This GPU does not answer any more; it is left out until the admin has looked after it.",
+    "이 GPU가 응답하지 않아 관리자가 점검할 때까지 제외됩니다.",
+)
+_NEEDS_RESET = Text(
+    "This GPU has to be reset by the admin; it is left out until then.",
+    "이 GPU는 관리자가 초기화해야 하며 그때까지 제외됩니다.",
+)
+_GONE = Text(
+    "This GPU is not there any more; it is left out until it comes back.",
+    "이 GPU가 더 이상 보이지 않아 다시 나타날 때까지 제외됩니다.",
+)
+_MIG = Text(
+    "This GPU is cut into MIG instances, which are not leased here; the admin can turn MIG off.",
+    "이 GPU는 MIG로 분할되어 있어 여기서는 사용할 수 없습니다. 관리자가 MIG를 끌 수 있습니다.",
+)
+_NO_MEMORY = Text(
+    "This GPU does not say how much memory it has; it is left out.",
+    "이 GPU의 메모리 크기를 알 수 없어 제외됩니다.",
+)
+
+
+class Nvml:
+    """The real cards, by `gpus.GpuSource`.
+
+    A look that takes longer than `deadline_seconds` counts as no answer until it comes back. An answer is used again
+    for `cache_seconds`, and callers at one moment share one look.
+    """
+
+    def __init__(self, deadline_seconds: float = 5.0, cache_seconds: float = 1.0) -> None:
+        self._deadline_seconds = deadline_seconds
+        self._cache_seconds = cache_seconds
+        self._look: _Look | None = None
+        self._known: dict[GpuUuid, Gpu] = {}
+        self._off: NvmlOff | None = None
+
+    def __deepcopy__(self, memo: object) -> Nvml:
+        # traitlets copies what is configured into each spawner, and all spawners must see the same cards.
+        return self
+
+    @property
+    def off(self) -> NvmlOff | None:
+        """Why the last answer was trouble; None where it was not, or before the first one."""
+        return self._off
+
+    async def inventory(self) -> Inventory:
+        """All cards: those that answer, and with a fault those that this process has seen and that do not any more."""
+        answer = await self._answer()
+        self._off = answer.off
+        return answer.inventory
+
+    async def _answer(self) -> _Answer:
+        look = self._current_look()
+        if look.future.done():
+            return look.future.result()
+        # Overdue looks are not waited for at all: each waiter would leave a callback behind on a call that hangs.
+        left = look.started + self._deadline_seconds - time.monotonic()
+        if left > 0:
+            # Not wait_for, which may swallow a cancellation before Python 3.12.
+            done, _ = await asyncio.wait([asyncio.wrap_future(look.future)], timeout=left)
+            if done:
+                return look.future.result()
+        return _trouble(NvmlOff.TOO_SLOW, f"no answer for {time.monotonic() - look.started:.1f} s")
+
+    def _current_look(self) -> _Look:
+        look = self._look
+        if look is None or look.pid != os.getpid() or look.older_than(self._cache_seconds):
+            look = self._look = _Look()
+            # Marked as running at once, so that a caller who gives up cannot cancel it for the others.
+            look.future.set_running_or_notify_cancel()
+            try:
+                worker = _worker_of_this_process()
+            except RuntimeError as error:  # "can't start new thread"
+                look.future.set_result(_trouble(NvmlOff.OTHER, repr(error)))
+                return look
+            future = look.future
+            worker.submit(lambda: future.set_result(self._read(worker)))
+        return look
+
+    def _read(self, worker: _Worker) -> _Answer:
+        """One look, on the worker's thread. Never raises."""
+        try:
+            readings = worker.readings()
+        except _WrongPackage as error:
+            return _trouble(NvmlOff.WRONG_PACKAGE, str(error))
+        except Exception as error:
+            return _trouble(_OFF_BY_CODE.get(_code(error) or 0, NvmlOff.OTHER), _said(error))
+        inventory = _inventory(readings, self._known)
+        self._known |= {r.gpu.uuid: replace(r.gpu, fault=None) for r in readings if r.gpu is not None}
+        if inventory.detail:
+            # A card is lost: only a new session sees it come back, and an open one keeps the admin from resetting it.
+            worker.close()
+        return _Answer(inventory)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    inventory: Inventory
+    off: NvmlOff | None = None
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One round of NVML calls, under way or done."""
+
+    future: Future[_Answer] = field(default_factory=Future)
+    started: float = field(default_factory=time.monotonic)
+    pid: int = field(default_factory=os.getpid)
+
+    def older_than(self, seconds: float) -> bool:
+        return self.future.done() and time.monotonic() - self.future.result().at > seconds
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one index gave: a card, or an error and the UUID if that was known by then."""
+
+    index: int
+    gpu: Gpu | None = None
+    uuid: GpuUuid | None = None
+    error: Exception | None = None
+
+
+class _WrongPackage(Exception):
+    """The module `pynvml` is not the one of nvidia-ml-py."""
+
+
+class _Worker:
+    """The one thread of this process that calls NVML, and the NVML session that it holds."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._nvml: Any = None
+        # A daemon, unlike an executor's threads: a call that hangs must not keep the process from ending.
+        Thread(target=self._run, name="nvml", daemon=True).start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def readings(self) -> list[_Reading]:
+        """All indices, read in an open session; raises what NVML raised where not even their number is known."""
+        while True:
+            fresh = self._open()
+            try:
+                return [_read_card(self._nvml, index) for index in range(self._nvml.nvmlDeviceGetCount())]
+            except Exception:
+                self.close()
+                # A session may have died with its driver, which can be back by now: only a new one's word counts.
+                if fresh:
+                    raise
+
+    def close(self) -> None:
+        """End the session, so that the next look initialises NVML anew."""
+        nvml, self._nvml = self._nvml, None
+        if nvml is not None:
+            with contextlib.suppress(Exception):
+                nvml.nvmlShutdown()
+
+    def _open(self) -> bool:
+        if self._nvml is not None:
+            return False
+        nvml = _module()
+        nvml.nvmlInit()
+        self._nvml = nvml
+        return True
+
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+_worker: _Worker | None = None
+
+
+def _worker_of_this_process() -> _Worker:
+    """The worker; a new one after a fork, where neither the thread nor NVML's session came along."""
+    global _worker
+    if _worker is None or _worker.pid != os.getpid():
+        _worker = _Worker()
+    return _worker
+
+
+def _module() -> Any:
+    # Imported late: a wrong package can fail or warn on import, and a Hub without GPUs needs none.
+    try:
+        import pynvml
+    except Exception as error:
+        raise _WrongPackage(f"`import pynvml` failed: {error!r}") from error
+    if lacking := [name for name in _CALLS if not hasattr(pynvml, name)]:
+        raise _WrongPackage(f"{getattr(pynvml, '__file__', 'pynvml')} has no {', '.join(lacking)}")
+    return pynvml
+
+
+def _read_card(nvml: Any, index: int) -> _Reading:
+    uuid = None
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = GpuUuid(_str(nvml.nvmlDeviceGetUUID(handle)))
+        # The first version of the call: from driver 615 on the second one reports the caller's cgroup limit as total.
+        memory = _optional(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        mig = _optional(lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
+        gpu = Gpu(
+            uuid=uuid,
+            index=index,
+            name=_str(nvml.nvmlDeviceGetName(handle)),
+            memory_bytes=memory or 0,
+            minor=_optional(lambda: nvml.nvmlDeviceGetMinorNumber(handle)),
+            fault=_MIG if mig else None if memory else _NO_MEMORY,
+        )
+    except Exception as error:
+        return _Reading(index, uuid=uuid, error=error)
+    return _Reading(index, gpu, uuid)
+
+
+def _optional(call: Callable[[], int]) -> int | None:
+    """What the call gives, or None where this card or this driver does not have it."""
+    try:
+        return call()
+    except Exception as error:
+        if _code(error) in (_NOT_SUPPORTED, _FUNCTION_NOT_FOUND):
+            return None
+        raise
+
+
+def _inventory(readings: Iterable[_Reading], known: Mapping[GpuUuid, Gpu]) -> Inventory:
+    """The cards that were read, then those of `known` that were not; a card that gave an error keeps its name."""
+    readings = list(readings)
+    read = {reading.uuid for reading in readings}
+    missing = [gpu for uuid, gpu in known.items() if uuid not in read]
+    gpus: list[Gpu] = []
+    notes: list[str] = []
+    for reading in readings:
+        if reading.gpu is not None:
+            gpus.append(reading.gpu)
+            continue
+        before = known.get(reading.uuid) if reading.uuid else _take(missing, reading.index)
+        # Without a name of its own a card cannot be leased; it is listed so that people see that one is out of order.
+        card = before or Gpu(reading.uuid or GpuUuid(f"unreadable-{reading.index}"), reading.index, "NVIDIA GPU", 0)
+        fault = _NEEDS_RESET if _code(reading.error) == _RESET_REQUIRED else _LOST
+        gpus.append(replace(card, index=reading.index, fault=fault))
+        notes.append(f"card {reading.index} ({card.uuid}): {_said(reading.error)}; look at `dmesg | grep -i xid`")
+    for gpu in missing:
+        gpus.append(replace(gpu, fault=_GONE))
+        notes.append(f"card {gpu.uuid} was there before and is not listed any more; look at `dmesg | grep -i xid`")
+    return Inventory(tuple(gpus), detail="\n".join(notes))
+
+
+def _take(missing: list[Gpu], index: int) -> Gpu | None:
+    """Take the card that had this index out of `missing`, else the first: an index moves, a count does not."""
+    found = next((gpu for gpu in missing if gpu.index == index), missing[0] if missing else None)
+    if found is not None:
+        missing.remove(found)
+    return found
+
+
+def _trouble(off: NvmlOff, said: str) -> _Answer:
+    return _Answer(Inventory(trouble=off.text, detail=f"NVML is off ({off.value}): {said}. To do: {off.advice}."), off)
+
+
+def _code(error: Exception | None) -> int | None:
+    value = getattr(error, "value", None)
+    return value if isinstance(value, int) else None
+
+
+def _said(error: Exception | None) -> str:
+    code = _code(error)
+    return f"{error!r}" if code is None else f"{error} (NVML error {code})"
+
+
+def _str(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

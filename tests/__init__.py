@@ -1,0 +1,1 @@
+"""The tests, one folder per tier; `standins` holds what takes the place of hardware."""
