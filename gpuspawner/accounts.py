@@ -1,4 +1,9 @@
-"""Accounts of a lab: nativeauthenticator, with a first admin whose password is generated, never a default one."""
+"""Accounts of a lab: nativeauthenticator, with a first admin whose password is generated, never a default one.
+
+nativeauthenticator 1.3 was written for JupyterHub 5: its login page fails on JupyterHub 6, which has no `statsd` any
+more (jupyterhub#5407) and asks the page to render synchronously after an error. `LoginHandler` mends both; it goes
+when a release of nativeauthenticator runs on JupyterHub 6 by itself.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,40 @@ from pathlib import Path
 from typing import Any
 
 from nativeauthenticator import NativeAuthenticator
+from nativeauthenticator import handlers as native
 from traitlets import Unicode
 
 from gpuspawner.errors import ConfigError
+
+
+class _NoTimer:
+    """What `statsd` was to the login page: a timer that nobody reads."""
+
+    def timer(self, name: str) -> _NoTimer:
+        return self
+
+    def start(self) -> _NoTimer:
+        return self
+
+    def stop(self, send: bool = True) -> None:
+        return None
+
+
+class LoginHandler(native.LoginHandler):
+    """nativeauthenticator's login page, made to run on JupyterHub 6."""
+
+    statsd = _NoTimer()
+    _sync = False
+
+    def _render(self, login_error: str | None = None, username: str | None = None, **options: Any) -> Any:
+        self._sync = bool(options.get("sync"))
+        return super()._render(login_error=login_error, username=username)
+
+    def render_template(self, name: str, **namespace: Any) -> Any:
+        """Render as text instead of a coroutine where the Hub's error page asks for it."""
+        if self._sync:
+            namespace["sync"] = True
+        return super().render_template(name, **namespace)
 
 
 class LabAuthenticator(NativeAuthenticator):
@@ -36,6 +72,13 @@ class LabAuthenticator(NativeAuthenticator):
         super().__init__(*args, **kwargs)
         if self.first_admin and not self.user_exists(self.first_admin):
             self._make_first_admin()
+
+    def get_handlers(self, app: Any) -> list[tuple[str, Any]]:
+        """nativeauthenticator's pages, with our login page."""
+        return [
+            (path, LoginHandler if handler is native.LoginHandler else handler)
+            for path, handler in super().get_handlers(app)
+        ]
 
     def _make_first_admin(self) -> None:
         password = secrets.token_urlsafe(12)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from jupyterhub.slugs import safe_slug
 
-from gpuspawner.errors import GpuNotArrived, ImageUnfit, Reason, Refused, ServerDied
+from gpuspawner.errors import ConfigError, GpuNotArrived, ImageUnfit, Reason, Refused, ServerDied
 from gpuspawner.gpus import Gpu
 from gpuspawner.leases import Lease, Owner, encode
 from gpuspawner.profiles import Choice
@@ -191,6 +191,15 @@ def _home(owner: Owner, defaults: Defaults) -> tuple[str | None, str | None]:
     return home_volume_name(owner), None
 
 
+def check_host_config(host_config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where an admin's `extra_host_config` would decide about cards or keep a container."""
+    if refused := sorted(set(FORBIDDEN_HOST_CONFIG) & set(host_config)):
+        raise ConfigError(
+            f"extra_host_config must not set {', '.join(refused)}: GPUSpawner decides which cards a container gets. "
+            "Use the 'gpu' key of a profile."
+        )
+
+
 T = TypeVar("T")
 
 
@@ -213,6 +222,7 @@ ARRIVAL_PROBE = (
     "ls -1 /dev | grep -E '^nvidia[0-9]+$'; echo ---; command -v nvidia-smi >/dev/null && nvidia-smi -L 2>&1",
 )
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SMI_LINE = re.compile(r"^GPU \d+: .*\(UUID: (GPU-[0-9a-fA-F-]+)\)", re.MULTILINE)
 
 
@@ -241,7 +251,7 @@ def check_arrival(leased: Sequence[Gpu], output: str) -> GpuNotArrived | None:
     if smi_text.strip():
         seen = set(_SMI_LINE.findall(smi_text))
         if seen != {gpu.uuid for gpu in leased}:
-            first = smi_text.strip().splitlines()[0][:120]
+            first = _readable(smi_text.strip().splitlines()[0])
             return _not_arrived(
                 f"nvidia-smi in the container does not list exactly the leased cards (it says: {first})",
                 f"컨테이너의 nvidia-smi 결과가 할당된 카드와 다릅니다 ({first})",
@@ -310,9 +320,9 @@ def last_words(evidence: Evidence, mem_limit_bytes: int | None) -> Refused:
             ),
             detail=evidence.record,
         )
-    said = next((line.strip() for line in reversed(evidence.log_lines) if line.strip()), "")
-    last = f" Its last words were: {said[:160]}" if said else ""
-    last_ko = f" 마지막 출력: {said[:160]}" if said else ""
+    said = next((words for line in reversed(evidence.log_lines) if (words := _readable(line))), "")
+    last = f" Its last words were: {said}" if said else ""
+    last_ko = f" 마지막 출력: {said}" if said else ""
     return ServerDied(
         Text(
             f"Your server ended by itself with exit code {evidence.exit_code}.{last} "
@@ -322,3 +332,8 @@ def last_words(evidence: Evidence, mem_limit_bytes: int | None) -> Refused:
         ),
         detail=evidence.record,
     )
+
+
+def _readable(line: str, limit: int = 160) -> str:
+    """The start of a line that was made for a terminal, as a person reads it on a page."""
+    return "".join(character for character in _COLOUR.sub("", line) if character.isprintable()).strip()[:limit]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,6 +50,9 @@ _COLLECTION: ContextVar[set[Future[Any]] | None] = ContextVar("docker_calls", de
 
 # A container in one of these states holds its lease; `exited` and `dead` do not.
 HOLDING_STATES = ("created", "running", "paused", "restarting", "removing")
+
+LOG_LINE_LIMIT = 2000
+REMOVAL_TRIES, REMOVAL_PAUSE_SECONDS = 50, 0.1
 
 _TELL_ADMIN = "Try again in a minute; if it stays so, tell the admin."
 _TELL_ADMIN_KO = "잠시 후 다시 시도하고, 계속되면 관리자에게 알려 주세요."
@@ -107,8 +111,16 @@ class Engine:
         return self._connect(3600)
 
     def _connect(self, timeout: float) -> Any:
-        kwargs = {**kwargs_from_env(), "version": "auto", "max_pool_size": self._threads, **self._client_kwargs}
-        return docker.APIClient(timeout=int(timeout) or 1, **kwargs)
+        ours = {"version": "auto", "max_pool_size": self._threads, "timeout": max(1, int(timeout))}
+        return docker.APIClient(**{**kwargs_from_env(), **ours, **self._client_kwargs})
+
+    def close(self) -> None:
+        """Let go of threads and connections. For programs and tests that end before the process does."""
+        self._calls.shutdown(cancel_futures=True)
+        self._pulls.shutdown(cancel_futures=True)
+        for name in ("client", "_pull_client"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
 
     async def call(self, method: str, *args: Any, time_limit: float | None = None, **kwargs: Any) -> Any:
         """Call a method of docker-py's `APIClient` in a thread.
@@ -126,10 +138,12 @@ class Engine:
             pending.add_done_callback(collection.discard)
         inner = asyncio.wrap_future(pending)
         inner.add_done_callback(_look_at_error)
-        try:
-            return await asyncio.wait_for(asyncio.shield(inner), limit)
-        except asyncio.TimeoutError:
-            raise _timeout(f"{method} took longer than {limit:g} s") from None
+        # Not wait_for: before Python 3.12 it swallows a cancellation that comes in the moment when the call ends, and a
+        # start that was stopped would go on.
+        done, _ = await asyncio.wait([inner], timeout=limit)
+        if not done:
+            raise _timeout(f"{method} took longer than {limit:g} s")
+        return inner.result()
 
     async def ask(self, method: str, *args: Any, time_limit: float | None = None, **kwargs: Any) -> Any:
         """`call` with the errors of our own tree."""
@@ -157,7 +171,8 @@ class Engine:
             image = await self.call("inspect_image", reference)
         except (DockerException, requests.RequestException) as error:
             raise translate(error, image=reference) from error
-        environment = dict(entry.partition("=")[::2] for entry in image["Config"].get("Env") or ())
+        config = image.get("Config") or {}
+        environment = dict(entry.partition("=")[::2] for entry in config.get("Env") or ())
         return ImageFacts(reference, image["Id"], environment.get("HOME") or "/home/jovyan")
 
     async def leased(self) -> tuple[LeasedContainer, ...]:
@@ -192,7 +207,7 @@ class Engine:
             exit_code=int(state.get("ExitCode", -1)),
             out_of_memory=bool(state.get("OOMKilled")),
             error=str(state.get("Error", "")),
-            log_lines=tuple(text.splitlines()[-lines:]),
+            log_lines=tuple(line[:LOG_LINE_LIMIT] for line in text.splitlines()[-lines:]),
         )
 
     async def run_in(self, container_id: str, argv: Sequence[str], time_limit: float = 20.0) -> str:
@@ -206,9 +221,14 @@ class Engine:
 
         Returns when the engine no longer knows it, so that its name is free and its cards are let go.
         """
-        for _ in range(50):
+        found = await self.find(name_or_id)
+        if found is None:
+            return
+        for _ in range(REMOVAL_TRIES):
             try:
-                await self.call("remove_container", name_or_id, force=True, v=True)
+                # By id: when a slow engine gets to it, the name may be that of a newer container.
+                await self.call("remove_container", found["Id"], force=True, v=True)
+                return
             except NotFound:
                 return
             except APIError as error:
@@ -216,7 +236,7 @@ class Engine:
                     raise translate(error) from error
             except (DockerException, requests.RequestException) as error:
                 raise translate(error) from error
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(REMOVAL_PAUSE_SECONDS)
         raise EngineError(
             Text(
                 f"The engine does not finish removing an old container. {_TELL_ADMIN}",
@@ -322,6 +342,11 @@ def is_name_conflict(error: Exception) -> bool:
     return isinstance(error, APIError) and error.status_code == 409 and "already in use" in str(error.explanation)
 
 
+# Not a bare "nvidia": names of users and images are in these texts too.
+_DEVICE_SIGNS = ("device driver", "nvidia-container", "nvidia-cdi", "nvidia.com/", "cdi device", "nvml error")
+_CANNOT_RUN = re.compile(r'exec: "[^"]*": .*(not found|no such file|permission denied)|no command specified')
+
+
 def translate(error: Exception, *, image: str = "") -> Refused:
     """One of docker-py's errors as one of ours, with a sentence for the student and the original for the log."""
     if isinstance(error, Refused):
@@ -330,9 +355,8 @@ def translate(error: Exception, *, image: str = "") -> Refused:
     lower = detail.lower()
     if isinstance(error, requests.exceptions.ReadTimeout):
         return _timeout(detail)
-    if isinstance(error, requests.RequestException) or (
-        isinstance(error, DockerException) and not isinstance(error, APIError)
-    ):
+    # An APIError is an answer, although docker-py derives it from requests' errors as well.
+    if isinstance(error, (DockerException, requests.RequestException)) and not isinstance(error, APIError):
         return EngineDown(
             Text(
                 f"The Docker engine of this server does not answer. {_TELL_ADMIN}",
@@ -350,7 +374,7 @@ def translate(error: Exception, *, image: str = "") -> Refused:
         )
     if isinstance(error, ImageNotFound) or "no such image" in lower or "pull access denied" in lower:
         return image_missing(image, detail)
-    if any(sign in lower for sign in ("device driver", "nvidia", "cdi device", "nvml")):
+    if any(sign in lower for sign in _DEVICE_SIGNS):
         return DeviceFault(
             Text(
                 "The GPU that was leased for you could not be attached to your server: it may have failed a moment "
@@ -360,7 +384,7 @@ def translate(error: Exception, *, image: str = "") -> Refused:
             ),
             detail=detail,
         )
-    if "executable file not found" in lower or "no command specified" in lower:
+    if _CANNOT_RUN.search(lower):
         return ImageUnfit(
             Text(
                 "The image of this profile cannot run a notebook server (jupyterhub-singleuser is missing in it). "
@@ -370,6 +394,8 @@ def translate(error: Exception, *, image: str = "") -> Refused:
             ),
             detail=detail,
         )
+    if not isinstance(error, DockerException):
+        LOG.error("Not an error of the engine", exc_info=error)
     return EngineError(
         Text(
             f"The Docker engine could not start your server. {_TELL_ADMIN}",

@@ -7,6 +7,7 @@ the owner that the notebook image runs as.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from gpuspawner.errors import EngineError
@@ -23,12 +24,12 @@ def ensure_home(path: str, uid: int = NOTEBOOK_UID, gid: int = NOTEBOOK_GID) -> 
         EngineError: it cannot be made, with the system's reason in `detail`.
     """
     home = Path(path)
-    if home.is_dir():
-        return
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        home.mkdir(mode=0o700)
-        os.chown(home, uid, gid)
+        with suppress(FileExistsError):
+            _make(home, uid, gid)
+        if not home.is_dir():
+            raise NotADirectoryError(f"{path} is there and is not a folder")
     except OSError as error:
         raise EngineError(
             Text(
@@ -37,3 +38,14 @@ def ensure_home(path: str, uid: int = NOTEBOOK_UID, gid: int = NOTEBOOK_GID) -> 
             ),
             detail=f"{path}: {error}. The Hub must run as root on the engine's host for home_path_template to work.",
         ) from error
+
+
+def _make(home: Path, uid: int, gid: int) -> None:
+    """Raises FileExistsError where it is already there: another server of the same user may start at this moment."""
+    home.mkdir(mode=0o700)
+    try:
+        os.chown(home, uid, gid)
+    except OSError:
+        # Left behind, it would pass for a good one at the next start.
+        home.rmdir()
+        raise

@@ -24,8 +24,8 @@ from gpuspawner.texts import Language, Text
 
 LOG = logging.getLogger(__name__)
 
-RECONCILE_RETRY_SECONDS = 10.0
-NOT_BUILT = Text("its image is not on this server yet", "이미지가 아직 준비되지 않았습니다")
+RECONCILE_SECONDS, RECONCILE_RETRY_SECONDS = 60.0, 10.0
+NOT_BUILT = Text("image not built", "이미지 없음")
 
 
 @dataclass
@@ -38,7 +38,6 @@ class House:
     gpus: GpuSource
     policy: Policy
     ledger: Ledger = field(init=False)
-    born: datetime = field(default_factory=lambda: datetime.now(timezone.utc).replace(microsecond=0))
     undoing: dict[Owner, asyncio.Task[None]] = field(default_factory=dict)
     last_words: dict[Owner, Text] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
@@ -98,24 +97,34 @@ class House:
         return False
 
     def begin_reconciling(self) -> None:
-        """Once per process: clear away what a Hub that was killed had created but never started."""
+        """Once per process: from now on, clear away what was created and will never be started."""
         if self._reconciling is None:
             self._reconciling = asyncio.ensure_future(self._reconcile())
 
     async def _reconcile(self) -> None:
         while True:
             try:
-                for container in await self.engine.leased():
-                    lease = container.lease
-                    if (
-                        lease
-                        and lease.owner.hub == self.hub
-                        and container.state == "created"
-                        and lease.started < self.born
-                    ):
-                        LOG.warning("Removing %s: it was created and never started.", container.name)
-                        await self.engine.remove(container.id)
-                return
+                await self.remove_abandoned()
+                await asyncio.sleep(RECONCILE_SECONDS)
             except Refused as error:
                 LOG.warning("Old containers cannot be looked at yet: %s", error.detail or error)
                 await asyncio.sleep(RECONCILE_RETRY_SECONDS)
+
+    async def remove_abandoned(self) -> None:
+        """Remove this Hub's containers that wait for a start which nobody is about to give them.
+
+        A Hub that was killed leaves them, and so does an engine that carries out a create call long after we gave it
+        up. Whatever is not in flight at the first line here is over, or has begun later than `now`.
+        """
+        now, starting = datetime.now(timezone.utc).replace(microsecond=0), self.ledger.in_flight()
+        for container in await self.engine.leased():
+            lease = container.lease
+            if (
+                lease
+                and lease.owner.hub == self.hub
+                and container.state == "created"
+                and lease.started < now
+                and lease.id not in starting
+            ):
+                LOG.warning("Removing %s: it was created and never started.", container.name)
+                await self.engine.remove(container.id)

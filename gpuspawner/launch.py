@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
@@ -29,7 +30,7 @@ from gpuspawner.container import (
     object_name,
 )
 from gpuspawner.dockerd import Engine, collecting, ended, image_missing, translate
-from gpuspawner.errors import GpuNotArrived, ImageMissing, Reason, Refused, ServerDied, StartTimedOut
+from gpuspawner.errors import GpuNotArrived, GpusUnknown, ImageMissing, Reason, Refused, ServerDied, StartTimedOut
 from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
@@ -41,7 +42,8 @@ from gpuspawner.texts import Text
 LOG = logging.getLogger(__name__)
 
 CHECK_ALIVE_SECONDS = 0.25
-WAIT_FOR_UNDOING_SECONDS = 5.0
+# Within what the spawner leaves between our time limit and the Hub's, whose failure has no words.
+WAIT_FOR_UNDOING_SECONDS = 2.0
 RETRY_REMOVAL_SECONDS = (0.2, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -116,23 +118,21 @@ class Launch:
         """
         limit = self.order.time_limit_seconds
         with collecting() as calls:
+            running = asyncio.ensure_future(self._run())
             try:
-                return await asyncio.wait_for(self._run(), limit)
-            except asyncio.TimeoutError as error:
-                await self._begin_undoing(calls)
-                raise self._too_late(limit) from error
+                # Not wait_for, which may swallow a cancellation before Python 3.12.
+                done, _ = await asyncio.wait([running], timeout=limit)
+                if not done:
+                    raise self._too_late(limit)
+                return running.result()
             except asyncio.CancelledError:
                 # Whoever cancels (the Stop button) gives a second: the undoing goes on without us.
-                self.undoing = asyncio.ensure_future(self._undo(calls))
+                self.undoing = asyncio.ensure_future(self._undo(running, calls))
                 raise
             except BaseException:
-                await self._begin_undoing(calls)
+                self.undoing = asyncio.ensure_future(self._undo(running, calls))
+                await asyncio.wait([self.undoing], timeout=WAIT_FOR_UNDOING_SECONDS)
                 raise
-
-    async def _begin_undoing(self, calls: set[Future[Any]]) -> None:
-        """Undo, and wait for it as long as it is quick."""
-        self.undoing = asyncio.ensure_future(self._undo(calls))
-        await asyncio.wait([self.undoing], timeout=WAIT_FOR_UNDOING_SECONDS)
 
     def _enter(self, stage: Stage) -> None:
         self.stage = stage
@@ -171,7 +171,7 @@ class Launch:
         try:
             ip, port = await self._boot(spec)
         except Exception as error:
-            raise translate(error, image=image.reference) from error
+            raise await self._boot_failure(error, lease) from error
         self._enter(BOOTING)
         scheme = "https" if order.https else "http"
         url = f"{scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}"
@@ -229,6 +229,16 @@ class Launch:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _boot_failure(self, error: Exception, lease: Lease) -> Refused:
+        """The cause of a failed boot: of a container that ended at once it is its end, not the address it lacks."""
+        problem = translate(error, image=lease.image)
+        with suppress(Refused):
+            inspected = await self._engine.find(self._name)
+            if inspected and inspected["State"]["Status"] == "exited":
+                return await explain_death(self._engine, inspected, lease.limits.mem_limit_bytes)
+        return problem
 
     async def _raise_if_dead(self, lease: Lease) -> None:
         inspected = await self._engine.find(self._name)
@@ -238,6 +248,8 @@ class Launch:
     async def _verify(self, lease: Lease) -> None:
         """Raises GpuNotArrived unless the container holds exactly its cards."""
         inventory = await self._look_at_gpus()
+        if inventory.trouble is not None:
+            raise GpusUnknown(inventory.trouble, detail=inventory.detail)
         gpus = [gpu for card in lease.cards if (gpu := inventory.get(card.uuid)) is not None]
         if len(gpus) < len(lease.cards):
             raise GpuNotArrived(
@@ -263,11 +275,13 @@ class Launch:
             detail=f"the launch of {self._name} was at the step {words.en!r}",
         )
 
-    async def _undo(self, calls: set[Future[Any]]) -> None:
+    async def _undo(self, running: asyncio.Task[str], calls: set[Future[Any]]) -> None:
         """Remove whatever this launch made, however long that takes, and only then let go of the cards.
 
         A call that was given up may still create or start the container, so it has to end before the last look.
         """
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         for attempt in count():
             try:
                 await self._engine.remove_lease(self.lease_id)

@@ -74,6 +74,8 @@ class Ledger:
             EngineError: the labels could not be read; nothing is held.
         """
         if request is None:
+            with self._lock:
+                self._in_flight[lease_id] = ()
             return ()
         inventory = await self._look_at_gpus()
         began = self._begin_look()
@@ -100,6 +102,11 @@ class Ledger:
         with self._lock:
             self._in_flight.pop(lease_id, None)
             self._settled.pop(lease_id, None)
+
+    def in_flight(self) -> frozenset[str]:
+        """The leases, those without a card too, whose containers may still be made at this moment."""
+        with self._lock:
+            return frozenset(self._in_flight)
 
     def _begin_look(self) -> int:
         with self._lock:

@@ -7,10 +7,12 @@ this machine every few tens of milliseconds costs nothing.
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit
 
 import aiohttp
 
 INTERVAL_SECONDS = 0.03
+CONNECT_SECONDS = 1.0
 
 
 async def wait_until_answering(url: str) -> None:
@@ -19,11 +21,10 @@ async def wait_until_answering(url: str) -> None:
     An https URL (the Hub's internal SSL) is only connected to: the handshake needs the user's certificates, and the
     Hub makes it right afterwards.
     """
-    timeout = aiohttp.ClientTimeout(total=5, connect=1)
-    connector = aiohttp.TCPConnector(force_close=True, ssl=False)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+    timeout = aiohttp.ClientTimeout(total=5, connect=CONNECT_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)) as session:
         # Another process is waited for: nobody could set an Event.
-        while not await _answers(session, url):  # noqa: ASYNC110
+        while not await (_accepts(url) if url.startswith("https:") else _answers(session, url)):  # noqa: ASYNC110
             await asyncio.sleep(INTERVAL_SECONDS)
 
 
@@ -31,8 +32,15 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
     try:
         async with session.get(url, allow_redirects=False) as response:
             return response.status < 500
-    except aiohttp.ClientConnectorError:
-        return False
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
-        # Something accepted the connection: for TLS with client certificates that is all there is to see from here.
-        return url.startswith("https:")
+        return False
+
+
+async def _accepts(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), CONNECT_SECONDS)
+    except (asyncio.TimeoutError, OSError):
+        return False
+    writer.close()
+    return True

@@ -16,10 +16,10 @@ from jupyterhub.traitlets import ByteSpecification
 from traitlets import Enum, Float, Instance, Integer, List, Unicode, default
 
 from gpuspawner import form
-from gpuspawner.container import FORBIDDEN_HOST_CONFIG, ContainerSpec, Defaults, literal, object_name
-from gpuspawner.dockerd import Engine
+from gpuspawner.container import ContainerSpec, Defaults, check_host_config, literal, object_name
+from gpuspawner.dockerd import Engine, image_missing
 from gpuspawner.engine_spawner import EngineSpawner
-from gpuspawner.errors import BadChoice, ConfigError, NoRoom, Refused
+from gpuspawner.errors import BadChoice, NoRoom, Refused
 from gpuspawner.gpus import GpuSource
 from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order
@@ -27,7 +27,7 @@ from gpuspawner.leases import Owner
 from gpuspawner.nvml import Nvml
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
-from gpuspawner.texts import Language, language_of
+from gpuspawner.texts import Language, Text, language_of
 
 # The inherited traits that `_apply` writes, and nothing else does.
 APPLIED = ("image", "mem_limit", "cpu_limit", "volumes", "extra_create_kwargs", "extra_host_config")
@@ -258,13 +258,22 @@ class GPUSpawner(EngineSpawner):
         try:
             choice = house.catalogue.choose(form.parse(form_data), self._groups)
             offers, _, _ = await house.offers(self._groups)
-            refusal = next(o.availability.refusal for o in offers if o.profile is choice.profile)
-            if refusal is not None:
+            offer = next(offer for offer in offers if offer.profile is choice.profile)
+            if not offer.fits:
                 house.asked[self.user.name] = choice.profile.slug
-                raise refusal
+                raise offer.availability.refusal or image_missing(choice.profile.image_reference)
         except Refused as error:
             raise self._for_the_hub(error) from None
         return choice.options
+
+    async def options_from_query(self, query_data: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """As the form, but a query that names no profile shows the form.
+
+        The Hub puts its own parameters into the address of a refused form; Enter there must not start anything.
+        """
+        if not form.parse(query_data):
+            raise self._for_the_hub(BadChoice(Text("Choose a profile.", "프로필을 선택하세요.")))
+        return await self._options_from_form(query_data)
 
     def _choose(self, options: object) -> None:
         """Validate what came in by any door. A refusal waits for `start`, where the Hub logs no traceback for it."""
@@ -275,9 +284,13 @@ class GPUSpawner(EngineSpawner):
             self._refusal = error
 
     def _forget_options(self) -> None:
-        """A choice that was refused does not become the default of the next start."""
-        self.user_options = dict(self._good_options)
-        self.orm_spawner.user_options = dict(self._good_options)
+        """A choice that was refused does not become the default of the next start, nor does one that is gone by now."""
+        try:
+            good = self.house.catalogue.choose(self._good_options, self._groups).options if self._good_options else {}
+        except Refused:
+            good = {}
+        self.user_options = good
+        self.orm_spawner.user_options = dict(good)
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -353,6 +366,7 @@ class GPUSpawner(EngineSpawner):
 
     async def apply_group_overrides(self) -> None:
         """The Hub sets traits for groups here, before each start: always upon what the admin configured."""
+        self._launch = None
         for name, value in self._configured.items():
             setattr(self, name, value)
         await super().apply_group_overrides()
@@ -379,8 +393,7 @@ class GPUSpawner(EngineSpawner):
         async def merged(spawner: Any) -> dict[str, Any]:
             theirs = configured(spawner) if callable(configured) else configured
             theirs = dict(await theirs if hasattr(theirs, "__await__") else theirs)
-            if refused := sorted(set(FORBIDDEN_HOST_CONFIG) & set(theirs)):
-                raise _forbidden(refused)
+            check_host_config(theirs)
             both = {**theirs, **literal(ours)}
             if "labels" in ours:
                 both["labels"] = {**theirs.get("labels", {}), **both["labels"]}
@@ -408,27 +421,3 @@ class GPUSpawner(EngineSpawner):
                 yield {"progress": stage.progress, "message": stage.text.into(self._language)}
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1)
-
-
-def check_config(config: Any) -> None:
-    """Stop the Hub here, with a sentence, if the configuration of `GPUSpawner` is wrong. Ends `jupyterhub_config.py`.
-
-    JupyterHub makes its first spawner when somebody logs in: without this, a mistake would meet a student instead.
-    """
-    section = config.GPUSpawner
-    try:
-        Catalogue.parse(section.get("profile_list", []), "c.GPUSpawner.profile_list")
-        theirs = section.get("extra_host_config", config.DockerSpawner.get("extra_host_config", {}))
-        if isinstance(theirs, Mapping) and (refused := sorted(set(FORBIDDEN_HOST_CONFIG) & set(theirs))):
-            raise _forbidden(refused)
-        if not section.get("remove", config.DockerSpawner.get("remove", True)):
-            raise ConfigError("c.GPUSpawner.remove must be True: a kept container would resume with its old GPUs")
-    except ConfigError as error:
-        raise SystemExit(f"The Hub does not start, because its configuration is wrong:\n{error}") from None
-
-
-def _forbidden(keys: Sequence[str]) -> ConfigError:
-    return ConfigError(
-        f"extra_host_config must not set {', '.join(keys)}: GPUSpawner decides which cards a container gets. "
-        "Use the 'gpu' key of a profile."
-    )
