@@ -216,14 +216,26 @@ def literal(value: T) -> T:
 
 # --- did the cards arrive? -------------------------------------------------------------------------------------------
 
+_BEGIN, _MIDDLE, _END = "--- nodes ---", "--- nvidia-smi ---", "--- end ---"
+
+# docker-py loses what arrives in one packet with the header of the answer: hence the pause, and the marks that tell
+# whether the answer is whole.
 ARRIVAL_PROBE = (
     "sh",
     "-c",
-    "ls -1 /dev | grep -E '^nvidia[0-9]+$'; echo ---; command -v nvidia-smi >/dev/null && nvidia-smi -L 2>&1",
+    f"sleep 0.1 2>/dev/null || sleep 1; echo '{_BEGIN}'; ls -1 /dev | grep -E '^nvidia[0-9]+$'; echo '{_MIDDLE}'; "
+    f"command -v nvidia-smi >/dev/null && nvidia-smi -L 2>&1; echo '{_END}'",
 )
 
+_ANSWER = re.compile(f"^{_BEGIN}\n(.*)^{_MIDDLE}\n(.*){_END}$", re.MULTILINE | re.DOTALL)
+_NODE = re.compile(r"^nvidia\d+$", re.MULTILINE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SMI_LINE = re.compile(r"^GPU \d+: .*\(UUID: (GPU-[0-9a-fA-F-]+)\)", re.MULTILINE)
+
+
+def is_whole_answer(output: str) -> bool:
+    """Whether nothing is lost of what `ARRIVAL_PROBE` printed. If something is, one has to ask again."""
+    return _ANSWER.search(output) is not None
 
 
 def check_arrival(leased: Sequence[Gpu], output: str) -> GpuNotArrived | None:
@@ -232,8 +244,10 @@ def check_arrival(leased: Sequence[Gpu], output: str) -> GpuNotArrived | None:
     Two witnesses: the device nodes (where the driver told their minor numbers) and `nvidia-smi -L` (where the toolkit
     mounted it). `NVIDIA_VISIBLE_DEVICES` is no witness: under CDI it says `void`.
     """
-    nodes_text, _, smi_text = output.partition("---")
-    nodes = set(nodes_text.split())
+    answer = _ANSWER.search(output)
+    if answer is None:
+        return _not_arrived("the container did not answer the check", "컨테이너가 확인에 응답하지 않았습니다", output)
+    nodes, smi_text = set(_NODE.findall(answer[1])), answer[2]
     if all(gpu.minor is not None for gpu in leased):
         expected = {f"nvidia{gpu.minor}" for gpu in leased}
         if missing := sorted(expected - nodes):

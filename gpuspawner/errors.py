@@ -5,6 +5,8 @@
     GPUSpawnerError
     ├── ConfigError          the configuration is wrong: names the path; stops the Hub at start
     ├── LabelError           labels of a container that cannot be read as a lease
+    ├── RecipeError          a folder of images/ cannot be read as an image (in `recipes`)
+    ├── BuildError           an image could not be built (in `builder`)
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
@@ -85,7 +87,7 @@ class BadChoice(Refused):
 
 
 class NoRoom(Refused):
-    """Nothing fits: BUSY when it would fit on an empty machine, TOO_BIG when it never will."""
+    """Nothing fits: BUSY when it would on an empty machine, GPU_FAULT when all cards had to be well, else TOO_BIG."""
 
     reason = Reason.BUSY
     status_code = 409

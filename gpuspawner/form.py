@@ -41,6 +41,7 @@ _TAKEN = Text("taken", "사용 중")
 _TOO_FEW = Text("too few free", "남은 수 부족")
 _NOT_NOW = Text("not free right now", "지금은 사용 중")
 _NOT_HERE = Text("not on this server", "이 서버에 없음")
+_OUT_OF_ORDER = Text("out of order", "점검 중")
 _UNKNOWN = Text("cannot be counted", "확인할 수 없음")
 _RETRY = Text("Start tries it again.", "Start를 누르면 다시 시도합니다.")
 
@@ -298,7 +299,7 @@ def _status(offer: Offer, state: State) -> Text:
         if state == "retry":
             return _NOT_NOW
         return _TOO_FEW if offer.availability.free else _TAKEN
-    return _NOT_HERE if offer.reason is Reason.TOO_BIG else _UNKNOWN
+    return {Reason.TOO_BIG: _NOT_HERE, Reason.GPU_FAULT: _OUT_OF_ORDER}.get(offer.reason, _UNKNOWN)
 
 
 def _count(request: GpuRequest, availability: Availability) -> Text:

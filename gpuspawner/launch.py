@@ -26,6 +26,7 @@ from gpuspawner.container import (
     attachment_for,
     build,
     check_arrival,
+    is_whole_answer,
     last_words,
     object_name,
 )
@@ -42,6 +43,7 @@ from gpuspawner.texts import Text
 LOG = logging.getLogger(__name__)
 
 CHECK_ALIVE_SECONDS = 0.25
+ARRIVAL_TRIES = 3
 # Within what the spawner leaves between our time limit and the Hub's, whose failure has no words.
 WAIT_FOR_UNDOING_SECONDS = 2.0
 RETRY_REMOVAL_SECONDS = (0.2, 1.0, 3.0, 10.0, 30.0)
@@ -260,7 +262,12 @@ class Launch:
                 ),
                 detail=f"leased {[card.uuid for card in lease.cards]}, present {[gpu.uuid for gpu in inventory.gpus]}",
             )
-        if problem := check_arrival(gpus, await self._engine.run_in(self._name, ARRIVAL_PROBE)):
+        output = ""
+        for _ in range(ARRIVAL_TRIES):
+            output = await self._engine.run_in(self._name, ARRIVAL_PROBE)
+            if is_whole_answer(output):
+                break
+        if problem := check_arrival(gpus, output):
             raise problem
 
     def _too_late(self, limit: float) -> StartTimedOut:

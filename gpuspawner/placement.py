@@ -75,7 +75,8 @@ def place(
 
     Raises:
         GpusUnknown: the cards cannot be counted.
-        NoRoom: BUSY when it would fit on the empty machine, TOO_BIG when it never will.
+        NoRoom: BUSY when it would fit on the empty machine, GPU_FAULT when it would if all cards were well, else
+            TOO_BIG.
     """
     if request is None:
         return ()
@@ -84,7 +85,7 @@ def place(
     fitting = _fitting(request, inventory, policy)
     if request.memory_bytes is not None:
         return _place_share(request.memory_bytes, request, fitting, inventory, occupancy, policy)
-    return _place_whole(request.count or 1, request, fitting, inventory, occupancy)
+    return _place_whole(request.count or 1, request, fitting, inventory, occupancy, policy)
 
 
 def availability(
@@ -131,10 +132,15 @@ def _room(gpus: Iterable[Gpu], occupancy: Occupancy, policy: Policy) -> dict[str
 
 
 def _place_whole(
-    count: int, request: GpuRequest, fitting: list[Gpu], inventory: Inventory, occupancy: Occupancy
+    count: int,
+    request: GpuRequest,
+    fitting: list[Gpu],
+    inventory: Inventory,
+    occupancy: Occupancy,
+    policy: Policy,
 ) -> tuple[CardShare, ...]:
     if len(fitting) < count:
-        raise _too_big(request, inventory)
+        raise _never(request, inventory, policy)
     free = _untouched(fitting, occupancy)
     if len(free) < count:
         raise _busy(request, len(free), len(fitting))
@@ -152,7 +158,7 @@ def _place_share(
     policy: Policy,
 ) -> tuple[CardShare, ...]:
     if not fitting:
-        raise _too_big(request, inventory)
+        raise _never(request, inventory, policy)
     room = _room(fitting, occupancy, policy)
     candidates = [gpu for gpu in fitting if room.get(gpu.uuid, -1) >= size]
     if not candidates:
@@ -183,7 +189,9 @@ def _busy(request: GpuRequest, free: int, total: int) -> NoRoom:
     if request.memory_bytes is not None:
         why = Text("no single card has that much left", "그만큼 남은 카드가 없습니다")
     elif free == 0:
-        why = Text(f"all {total} are in use" if total > 1 else "it is in use", f"{total}장 모두 사용 중입니다")
+        why = Text("it is in use", "사용 중입니다")
+        if total > 1:
+            why = Text(f"all {total} are in use", f"{total}장 모두 사용 중입니다")
     else:
         why = Text(f"only {free} of {total} are free", f"{total}장 중 {free}장만 남아 있습니다")
     return NoRoom(
@@ -192,35 +200,36 @@ def _busy(request: GpuRequest, free: int, total: int) -> NoRoom:
     )
 
 
-def _too_big(request: GpuRequest, inventory: Inventory) -> NoRoom:
-    asked = wording(request)
-    matching = [gpu for gpu in inventory.gpus if gpu.matches(request.model)]
-    well = [gpu for gpu in matching if gpu.fault is None]
-    sick = [gpu for gpu in inventory.gpus if gpu.fault is not None and _could_serve(gpu, request)]
-    if not inventory.gpus:
-        why = Text("this server has no GPU", "이 서버에는 GPU가 없습니다")
-    elif len(well) + len(sick) >= (request.count or 1) and sick:
+def _never(request: GpuRequest, inventory: Inventory, policy: Policy) -> NoRoom:
+    """It does not fit on the empty machine: because cards are out of order, or because it is too big for all of them.
+
+    A card that was never readable has no name and no memory; it might be the one.
+    """
+    matching = [gpu for gpu in inventory.gpus if gpu.matches(request.model) or not gpu.memory_bytes]
+    able = [gpu for gpu in matching if not gpu.memory_bytes or _budget(gpu, policy) >= (request.memory_bytes or 0)]
+    sick = [gpu for gpu in matching if gpu.fault is not None]
+    reason = Reason.TOO_BIG
+    if len(able) >= (request.count or 1):
+        reason = Reason.GPU_FAULT
         why = Text(
-            f"{len(sick)} of its {len(inventory.gpus)} GPUs {'is' if len(sick) == 1 else 'are'} out of order",
-            f"GPU {len(inventory.gpus)}장 중 {len(sick)}장이 점검 중입니다",
+            f"{len(sick)} of {len(matching)} GPUs {'is' if len(sick) == 1 else 'are'} out of order",
+            f"GPU {len(matching)}장 중 {len(sick)}장이 점검 중입니다",
         )
+        if len(matching) == 1:
+            why = Text("its only GPU is out of order", "하나뿐인 GPU가 점검 중입니다")
+    elif not inventory.gpus:
+        why = Text("this server has no GPU", "이 서버에는 GPU가 없습니다")
     elif not matching:
         why = Text("this server has no such card", "이 서버에는 해당 모델이 없습니다")
     elif request.memory_bytes is not None:
         why = Text("no card of this server is that large", "이 서버에는 그만큼 큰 카드가 없습니다")
     else:
         why = Text(f"this server has only {len(matching)}", f"이 서버에는 {len(matching)}장뿐입니다")
+    asked = wording(request)
     return NoRoom(
         Text(
             f"You asked for {asked.en}, but {why.en}. Choose another profile, or tell the admin.",
             f"{asked.ko}: {why.ko}. 다른 프로필을 선택하거나 관리자에게 알려 주세요.",
         ),
-        reason=Reason.TOO_BIG,
+        reason=reason,
     )
-
-
-def _could_serve(gpu: Gpu, request: GpuRequest) -> bool:
-    """Whether a card would do if it were well; one that was never readable has no name and no memory, and might."""
-    if not gpu.memory_bytes:
-        return True
-    return gpu.matches(request.model) and gpu.memory_bytes >= (request.memory_bytes or 0)

@@ -7,7 +7,7 @@ container is polled and stopped is in `engine_spawner`. `_apply` is the only wri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from gpuspawner import form
 from gpuspawner.container import ContainerSpec, Defaults, check_host_config, literal, object_name
 from gpuspawner.dockerd import Engine, image_missing
 from gpuspawner.engine_spawner import EngineSpawner
-from gpuspawner.errors import BadChoice, NoRoom, Refused
+from gpuspawner.errors import BadChoice, ConfigError, NoRoom, Refused
 from gpuspawner.gpus import GpuSource
 from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order
@@ -368,7 +368,7 @@ class GPUSpawner(EngineSpawner):
         """The Hub sets traits for groups here, before each start: always upon what the admin configured."""
         self._launch = None
         for name, value in self._configured.items():
-            setattr(self, name, value)
+            setattr(self, name, _copied(value))
         await super().apply_group_overrides()
         self._base = self._applied_traits()
 
@@ -384,22 +384,9 @@ class GPUSpawner(EngineSpawner):
         self.mem_limit = spec.mem_limit_bytes
         self.cpu_limit = spec.cpu_limit
         self.volumes = {**base["volumes"], **literal({source: dict(bind) for source, bind in spec.binds.items()})}
-        self.extra_create_kwargs = self._merging(base["extra_create_kwargs"], {"labels": dict(spec.labels)})
-        self.extra_host_config = self._merging(base["extra_host_config"], dict(spec.host_config))
-
-    def _merging(self, configured: Any, ours: dict[str, Any]) -> Any:
-        """The admin's dictionary (or callable) with ours upon it, as a callable: it is asked at each start."""
-
-        async def merged(spawner: Any) -> dict[str, Any]:
-            theirs = configured(spawner) if callable(configured) else configured
-            theirs = dict(await theirs if hasattr(theirs, "__await__") else theirs)
-            check_host_config(theirs)
-            both = {**theirs, **literal(ours)}
-            if "labels" in ours:
-                both["labels"] = {**theirs.get("labels", {}), **both["labels"]}
-            return both
-
-        return merged
+        ours = {"labels": dict(spec.labels), "environment": dict(spec.environment)}
+        self.extra_create_kwargs = _merging(base["extra_create_kwargs"], ours, _check_create_kwargs)
+        self.extra_host_config = _merging(base["extra_host_config"], dict(spec.host_config), check_host_config)
 
     def get_env(self) -> dict[str, str]:
         """The Hub's environment for the server, with what says which cards it may see."""
@@ -421,3 +408,32 @@ class GPUSpawner(EngineSpawner):
                 yield {"progress": stage.progress, "message": stage.text.into(self._language)}
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1)
+
+
+def _copied(value: Any) -> Any:
+    """Dictionaries anew, everything else as it is: the Hub changes them in place when it overrides for a group."""
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _check_create_kwargs(create_kwargs: Mapping[str, Any]) -> None:
+    """Raises ConfigError where an admin's `extra_create_kwargs` would make another container than the leased one."""
+    if refused := sorted({"host_config", "image", "name", "runtime"} & set(create_kwargs)):
+        raise ConfigError(
+            f"extra_create_kwargs must not set {', '.join(refused)}: GPUSpawner decides which container is made. "
+            "Use a profile, or extra_host_config."
+        )
+
+
+def _merging(configured: Any, ours: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None]) -> Any:
+    """The admin's dictionary (or callable) with ours upon it, as a callable: it is asked at each start."""
+
+    async def merged(spawner: Any) -> dict[str, Any]:
+        theirs = configured(spawner) if callable(configured) else configured
+        theirs = dict(await theirs if hasattr(theirs, "__await__") else theirs)
+        check(theirs)
+        for key, value in literal(ours).items():
+            of_both = isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping)
+            theirs[key] = {**theirs[key], **value} if of_both else value
+        return theirs
+
+    return merged

@@ -35,7 +35,9 @@ def nvidia_engine(engine: PrivateEngine) -> PrivateEngine:
     """The engine with the default runtime `nvidia`, with an image that says NVIDIA_VISIBLE_DEVICES=all."""
     if "nvidia" not in engine.docker("info", "--format", "{{.DefaultRuntime}}"):
         pytest.skip("needs an engine whose default runtime is nvidia: `scripts/test engine` starts one for this file")
-    PrivateEngine("main").share_image("gpuspawner/base:latest", engine)
+    plain = PrivateEngine()  # where the images are built
+    if plain.is_up() and plain.docker("images", "--quiet", "gpuspawner/base:latest"):
+        plain.share_image("gpuspawner/base:latest", engine)
     dockerfile = b"FROM gpuspawner/base:latest\nENV NVIDIA_VISIBLE_DEVICES=all CUDA_VERSION=12.4\n"
     engine.docker("build", "--tag", GREEDY, "-", stdin=dockerfile)
     return engine
