@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gpuspawner.container import check_host_config
+from gpuspawner.container import check_create_kwargs, check_host_config
 from gpuspawner.errors import ConfigError
 from gpuspawner.profiles import Catalogue
 
@@ -21,9 +21,10 @@ def check_config(config: Any) -> None:
     ours, inherited = config.GPUSpawner, config.DockerSpawner
     try:
         Catalogue.parse(ours.get("profile_list", []), "c.GPUSpawner.profile_list")
-        host_config = ours.get("extra_host_config", inherited.get("extra_host_config", {}))
-        if isinstance(host_config, Mapping):
-            check_host_config(host_config)
+        for trait, check in (("extra_host_config", check_host_config), ("extra_create_kwargs", check_create_kwargs)):
+            # What is a callable is asked, and checked, at each start.
+            if isinstance(theirs := ours.get(trait, inherited.get(trait, {})), Mapping):
+                check(theirs)
         if not ours.get("remove", inherited.get("remove", True)):
             raise ConfigError("c.GPUSpawner.remove must be True: a kept container would resume with its old GPUs")
     except ConfigError as error:

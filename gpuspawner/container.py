@@ -24,6 +24,7 @@ Attachment = Literal["nvidia", "cdi", "simulated"]
 
 # Keys of `extra_host_config` that would hand out cards behind the lease's back (laws 2 and 3 of the design).
 FORBIDDEN_HOST_CONFIG = ("device_requests", "runtime", "privileged", "devices", "auto_remove")
+FORBIDDEN_CREATE_KWARGS = ("host_config", "image", "name", "runtime")
 
 _CDI_KIND = "nvidia.com/gpu"
 # Docker's word for "what the notebook needs of the driver": CUDA and nvidia-smi, not graphics or video.
@@ -197,6 +198,15 @@ def check_host_config(host_config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"extra_host_config must not set {', '.join(refused)}: GPUSpawner decides which cards a container gets. "
             "Use the 'gpu' key of a profile."
+        )
+
+
+def check_create_kwargs(create_kwargs: Mapping[str, Any]) -> None:
+    """Raises ConfigError where an admin's `extra_create_kwargs` would make another container than the leased one."""
+    if refused := sorted(set(FORBIDDEN_CREATE_KWARGS) & set(create_kwargs)):
+        raise ConfigError(
+            f"extra_create_kwargs must not set {', '.join(refused)}: GPUSpawner decides which container is made. "
+            "Use a profile, or extra_host_config."
         )
 
 

@@ -110,6 +110,7 @@ class Launch:
         self._boot = boot
         self._predecessor = predecessor
         self._name = object_name(order.owner)
+        self._leasing = False
 
     async def run(self) -> str:
         """Start the server and return its URL once it answers.
@@ -151,6 +152,7 @@ class Launch:
         image = await self._image()
         if profile.gpu:
             self._enter(LEASING)
+        self._leasing = True
         cards = await self._ledger.reserve(self.lease_id, profile.gpu)
         self._enter(CREATING)
         lease = Lease(
@@ -289,17 +291,32 @@ class Launch:
         """
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        for attempt in count():
-            try:
+        if not self._leasing:
+            # Nothing is made yet; a late removal of the old container must not meet the next launch.
+            await ended(calls)
+            return
+
+        async def clear() -> None:
+            last_look = False
+            while not last_look:
+                # Only a look that began with no call under way has seen what they did.
+                last_look = not calls
                 await self._engine.remove_lease(self.lease_id)
-                if not calls:
-                    break
                 await ended(calls)
-            except Refused as problem:
-                delay = RETRY_REMOVAL_SECONDS[min(attempt, len(RETRY_REMOVAL_SECONDS) - 1)]
-                LOG.warning("Clearing up after %s: %s Next try in %g s.", self._name, problem.detail, delay)
-                await asyncio.sleep(delay)
+
+        await persist(clear, self._name)
         self._ledger.release(self.lease_id)
+
+
+async def persist(clear: Callable[[], Awaitable[None]], name: str) -> None:
+    """Try `clear` until the engine has carried it out, however long that takes."""
+    for attempt in count():
+        try:
+            return await clear()
+        except Refused as problem:
+            delay = RETRY_REMOVAL_SECONDS[min(attempt, len(RETRY_REMOVAL_SECONDS) - 1)]
+            LOG.warning("Clearing up after %s: %s Next try in %g s.", name, problem.detail, delay)
+            await asyncio.sleep(delay)
 
 
 async def explain_death(engine: Engine, inspected: dict[str, Any] | None, mem_limit_bytes: int | None) -> Refused:

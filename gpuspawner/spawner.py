@@ -16,13 +16,13 @@ from jupyterhub.traitlets import ByteSpecification
 from traitlets import Enum, Float, Instance, Integer, List, Unicode, default
 
 from gpuspawner import form
-from gpuspawner.container import ContainerSpec, Defaults, check_host_config, literal, object_name
+from gpuspawner.container import ContainerSpec, Defaults, check_create_kwargs, check_host_config, literal, object_name
 from gpuspawner.dockerd import Engine, image_missing
 from gpuspawner.engine_spawner import EngineSpawner
 from gpuspawner.errors import BadChoice, ConfigError, NoRoom, Refused
 from gpuspawner.gpus import GpuSource
 from gpuspawner.house import House
-from gpuspawner.launch import Launch, Order
+from gpuspawner.launch import Launch, Order, persist
 from gpuspawner.leases import Owner
 from gpuspawner.nvml import Nvml
 from gpuspawner.placement import Policy
@@ -170,7 +170,6 @@ class GPUSpawner(EngineSpawner):
         self._good_options = dict(self.user_options or {})
         self._choice: Choice | None = None
         self._refusal: Refused | None = None
-        self._spec: ContainerSpec | None = None
         self._launch: Launch | None = None
 
     # --- wiring -------------------------------------------------------------------------------------------------------
@@ -352,11 +351,18 @@ class GPUSpawner(EngineSpawner):
         )
 
     async def stop(self, now: bool = False) -> None:
-        """Stop and remove the container. Its cards are free when this returns."""
+        """Stop and remove the container. Its cards are free when this returns.
+
+        When the engine does not do it now, the Hub takes the server for stopped all the same: then its container goes
+        as soon as the engine can, and the next start waits for that.
+        """
         try:
             await super().stop(now)
         except Refused as error:
-            self.log.warning("%s could not be stopped: %s", self._log_name, error.detail or error)
+            self.log.warning("%s could not be stopped yet: %s", self._log_name, error.detail or error)
+            if container := self.object_id:
+                going = persist(lambda: self.engine.remove(container), self._log_name)
+                self.house.keep_undoing(self._owner, asyncio.ensure_future(going))
             raise self._for_the_hub(error) from None
 
     async def _boot(self, spec: ContainerSpec) -> tuple[str, int]:
@@ -378,21 +384,14 @@ class GPUSpawner(EngineSpawner):
     def _apply(self, spec: ContainerSpec) -> None:
         """Write `spec` into the inherited traits, upon the configured values: nothing of an earlier profile stays."""
         base = self._base
-        self._spec = spec
         self.object_name = spec.name
         self.image = spec.image
         self.mem_limit = spec.mem_limit_bytes
         self.cpu_limit = spec.cpu_limit
         self.volumes = {**base["volumes"], **literal({source: dict(bind) for source, bind in spec.binds.items()})}
         ours = {"labels": dict(spec.labels), "environment": dict(spec.environment)}
-        self.extra_create_kwargs = _merging(base["extra_create_kwargs"], ours, _check_create_kwargs)
+        self.extra_create_kwargs = _merging(base["extra_create_kwargs"], ours, check_create_kwargs)
         self.extra_host_config = _merging(base["extra_host_config"], dict(spec.host_config), check_host_config)
-
-    def get_env(self) -> dict[str, str]:
-        """The Hub's environment for the server, with what says which cards it may see."""
-        environment: dict[str, str] = super().get_env()
-        environment.update(self._spec.environment if self._spec else {"NVIDIA_VISIBLE_DEVICES": "void"})
-        return environment
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """The steps of the start, for the Hub's pending page."""
@@ -413,15 +412,6 @@ class GPUSpawner(EngineSpawner):
 def _copied(value: Any) -> Any:
     """Dictionaries anew, everything else as it is: the Hub changes them in place when it overrides for a group."""
     return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _check_create_kwargs(create_kwargs: Mapping[str, Any]) -> None:
-    """Raises ConfigError where an admin's `extra_create_kwargs` would make another container than the leased one."""
-    if refused := sorted({"host_config", "image", "name", "runtime"} & set(create_kwargs)):
-        raise ConfigError(
-            f"extra_create_kwargs must not set {', '.join(refused)}: GPUSpawner decides which container is made. "
-            "Use a profile, or extra_host_config."
-        )
 
 
 def _merging(configured: Any, ours: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None]) -> Any:

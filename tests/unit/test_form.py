@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,6 +93,16 @@ def label_words(form: FormView, slug: str) -> str:
     return words(label)
 
 
+SICK = Offer(
+    ONE,
+    availability(
+        ONE.gpu,
+        Inventory(tuple(replace(gpu, fault=Text("lost")) for gpu in machine(2).gpus)),
+        Occupancy(),
+        Policy(),
+    ),
+)
+
 # What a card says
 
 
@@ -112,6 +123,7 @@ def label_words(form: FormView, slug: str) -> str:
             offer(TWO, whole(0)), "taken", "too few free 1 of 2 GPUs", "남은 수 부족 GPU 2장 중 1장", id="too-few"
         ),
         pytest.param(offer(BIG), "off", "not on this server", "이 서버에 없음", id="no-such-card"),
+        pytest.param(SICK, "off", "out of order", "점검 중", id="out-of-order"),
         pytest.param(offer(ONE, trouble=TROUBLE), "off", "cannot be counted", "확인할 수 없음", id="unknown"),
         pytest.param(offer(CPU, unavailable=NOT_BUILT), "off", "image not built", "이미지 없음", id="not-built"),
         pytest.param(

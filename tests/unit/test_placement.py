@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -123,10 +124,12 @@ def test_a_share_leaves_untouched_cards_untouched(data: st.DataObject, inventory
 def test_too_big_means_too_big_for_the_empty_machine(
     data: st.DataObject, inventory: Inventory, policy: Policy, request: GpuRequest
 ) -> None:
-    """TOO_BIG is said if and only if waiting would not help."""
+    """BUSY if waiting for others helps, GPU_FAULT if a repair helps, TOO_BIG if nothing does."""
     occupancy = data.draw(strategies.occupancies(inventory, policy))
     found = outcome(request, inventory, occupancy, policy)
-    assert (found == Reason.TOO_BIG) == (not fits(request, inventory, NOTHING, policy))
+    repaired = Inventory(tuple(replace(gpu, fault=None) for gpu in inventory.gpus))
+    assert (found in (Reason.TOO_BIG, Reason.GPU_FAULT)) == (not fits(request, inventory, NOTHING, policy))
+    assert (found == Reason.TOO_BIG) == (not fits(request, repaired, NOTHING, policy))
 
 
 @given(st.data(), strategies.inventories(), strategies.policies(), st.none() | strategies.requests())
@@ -198,7 +201,7 @@ def test_a_lost_card_is_left_out() -> None:
     """Law 11: nobody is given a sick card, and the well one beside it stays in use."""
     inventory = Inventory((card(0, fault=strategies.FAULT), card(1)))
     assert [leased.uuid for leased in place(whole(), inventory, NOTHING, POLICY)] == ["GPU-1"]
-    assert outcome(whole(2), inventory, NOTHING, POLICY) == Reason.TOO_BIG
+    assert outcome(whole(2), inventory, NOTHING, POLICY) == Reason.GPU_FAULT
 
 
 @given(strategies.requests())
@@ -219,7 +222,7 @@ def test_nothing_is_leased_on_unknown(request_: GpuRequest) -> None:
     [
         pytest.param(whole(), TWO, held((0, None), (1, 4)), "all 2 are in use", "2장 모두", id="all-in-use"),
         pytest.param(
-            whole(), Inventory((card(0),)), held((0, None)), "it is in use", "모두 사용 중", id="the-only-one"
+            whole(), Inventory((card(0),)), held((0, None)), "it is in use", "전체: 사용 중", id="the-only-one"
         ),
         pytest.param(whole(2), TWO, held((0, None)), "only 1 of 2", "1장만", id="some-free"),
         pytest.param(share(16), TWO, held((0, 16), (1, 16)), "no single card", "남은 카드", id="no-single-card"),
@@ -239,7 +242,7 @@ def test_nothing_is_leased_on_unknown(request_: GpuRequest) -> None:
             whole(2),
             Inventory((card(0), card(1, fault=strategies.FAULT))),
             NOTHING,
-            "1 of its 2 GPUs is out of order",
+            "1 of 2 GPUs is out of order",
             "2장 중 1장",
             id="one-lost",
         ),
@@ -247,9 +250,41 @@ def test_nothing_is_leased_on_unknown(request_: GpuRequest) -> None:
             whole(),
             Inventory((card(0, fault=strategies.FAULT), card(1, fault=strategies.FAULT))),
             NOTHING,
-            "2 of its 2 GPUs are out of order",
+            "2 of 2 GPUs are out of order",
             "2장 중 2장",
             id="all-lost",
+        ),
+        pytest.param(
+            share(8),
+            Inventory((card(0, fault=strategies.FAULT),)),
+            NOTHING,
+            "its only GPU is out of order",
+            "하나뿐인 GPU",
+            id="the-only-one-lost",
+        ),
+        pytest.param(
+            whole(2, "4090"),
+            Inventory((card(0), card(1, fault=strategies.FAULT), card(2, name="NVIDIA T4", fault=strategies.FAULT))),
+            NOTHING,
+            "1 of 2 GPUs is out of order",
+            "2장 중 1장",
+            id="counts-the-lost-of-the-model-alone",
+        ),
+        pytest.param(
+            share(24),
+            Inventory((card(0, fault=strategies.FAULT),)),
+            NOTHING,
+            "that large",
+            "큰 카드",
+            id="larger-than-the-lost-card-less-its-reserve",
+        ),
+        pytest.param(
+            whole(1, "4090"),
+            Inventory((card(0, gib=0, name="", fault=strategies.FAULT),)),
+            NOTHING,
+            "its only GPU is out of order",
+            "하나뿐인 GPU",
+            id="never-readable-might-be-it",
         ),
         pytest.param(
             whole(3),
