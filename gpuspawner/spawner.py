@@ -19,7 +19,7 @@ from gpuspawner import form
 from gpuspawner.container import ContainerSpec, Defaults, check_create_kwargs, check_host_config, literal, object_name
 from gpuspawner.dockerd import Engine, image_missing
 from gpuspawner.engine_spawner import EngineSpawner
-from gpuspawner.errors import BadChoice, ConfigError, NoRoom, Refused
+from gpuspawner.errors import BadChoice, NoRoom, Refused
 from gpuspawner.gpus import GpuSource
 from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order, persist
