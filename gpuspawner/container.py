@@ -335,18 +335,10 @@ def last_words(evidence: Evidence, mem_limit_bytes: int | None) -> Refused:
             detail=evidence.record,
         )
     if evidence.exit_code in (126, 127):
-        return ImageUnfit(
-            Text(
-                "The image of this profile cannot run a notebook server (jupyterhub-singleuser is missing in it). "
-                "Choose another profile and tell the admin.",
-                "이 프로필의 이미지에는 노트북 서버(jupyterhub-singleuser)가 없습니다. "
-                "다른 프로필을 선택하고 관리자에게 알려 주세요.",
-            ),
-            detail=evidence.record,
-        )
+        return image_unfit(evidence.record)
     said = next((words for line in reversed(evidence.log_lines) if (words := _readable(line))), "")
-    last = f" Its last words were: {said}" if said else ""
-    last_ko = f" 마지막 출력: {said}" if said else ""
+    last = f" Its last words were: “{said}”." if said else ""
+    last_ko = f" 마지막 출력: “{said}”." if said else ""
     return ServerDied(
         Text(
             f"Your server ended by itself with exit code {evidence.exit_code}.{last} "
@@ -355,6 +347,19 @@ def last_words(evidence: Evidence, mem_limit_bytes: int | None) -> Refused:
             "다시 시작해 보고, 반복되면 관리자에게 알려 주세요.",
         ),
         detail=evidence.record,
+    )
+
+
+def image_unfit(detail: str) -> ImageUnfit:
+    """The sentence for an image that is there and cannot serve."""
+    return ImageUnfit(
+        Text(
+            "The image of this profile cannot run a notebook server (jupyterhub-singleuser is missing in it). "
+            "Choose another profile and tell the admin.",
+            "이 프로필의 이미지에는 노트북 서버(jupyterhub-singleuser)가 없습니다. "
+            "다른 프로필을 선택하고 관리자에게 알려 주세요.",
+        ),
+        detail=detail,
     )
 
 

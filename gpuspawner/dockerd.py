@@ -29,7 +29,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.utils import kwargs_from_env
 
 from gpuspawner import leases
-from gpuspawner.container import Evidence, ImageFacts
+from gpuspawner.container import Evidence, ImageFacts, image_unfit
 from gpuspawner.errors import (
     DeviceFault,
     DiskFull,
@@ -37,7 +37,6 @@ from gpuspawner.errors import (
     EngineError,
     EngineTimeout,
     ImageMissing,
-    ImageUnfit,
     LabelError,
     Refused,
 )
@@ -251,9 +250,10 @@ class Engine:
         for entry in await self.ask("containers", all=True, filters={"label": [label]}):
             await self.remove(entry["Id"])
 
-    async def ensure_volume(self, name: str, labels: Mapping[str, str]) -> None:
-        """Create a named volume where it is missing; one that exists keeps its labels and its content."""
-        await self.ask("create_volume", name, labels=dict(labels))
+    async def ensure_volume(self, name: str, labels: Mapping[str, str]) -> dict[str, str]:
+        """The labels of a named volume, made where it is missing; one that exists keeps its labels and its content."""
+        volume = await self.ask("create_volume", name, labels=dict(labels))
+        return dict(volume.get("Labels") or {})
 
     def ensure_network(self, name: str, *, subnet: str | None = None) -> str:
         """The gateway address of a bridge network, made where it is missing. Blocks: for the configuration file.
@@ -385,15 +385,7 @@ def translate(error: Exception, *, image: str = "") -> Refused:
             detail=detail,
         )
     if _CANNOT_RUN.search(lower):
-        return ImageUnfit(
-            Text(
-                "The image of this profile cannot run a notebook server (jupyterhub-singleuser is missing in it). "
-                "Choose another profile and tell the admin.",
-                "이 프로필의 이미지에는 노트북 서버(jupyterhub-singleuser)가 없습니다. "
-                "다른 프로필을 선택하고 관리자에게 알려 주세요.",
-            ),
-            detail=detail,
-        )
+        return image_unfit(detail)
     if not isinstance(error, DockerException):
         LOG.error("Not an error of the engine", exc_info=error)
     return EngineError(

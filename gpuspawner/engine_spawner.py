@@ -98,7 +98,8 @@ class EngineSpawner(DockerSpawner):
             if state["Status"] == "exited" and not self._start_pending:
                 death = await explain_death(self.engine, inspected, inspected["HostConfig"].get("Memory") or None)
                 self.log.warning("%s ended by itself: %s %s", self._log_name, death, death.detail)
-                self.died(death)
+                if state["ExitCode"] != 0:  # 0: shut down from inside, which its owner knows
+                    self.died(death)
                 await self.engine.remove(inspected["Id"])
             return int(state["ExitCode"])
         except Refused as error:

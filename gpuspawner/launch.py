@@ -31,7 +31,16 @@ from gpuspawner.container import (
     object_name,
 )
 from gpuspawner.dockerd import Engine, collecting, ended, image_missing, translate
-from gpuspawner.errors import GpuNotArrived, GpusUnknown, ImageMissing, Reason, Refused, ServerDied, StartTimedOut
+from gpuspawner.errors import (
+    EngineError,
+    GpuNotArrived,
+    GpusUnknown,
+    ImageMissing,
+    Reason,
+    Refused,
+    ServerDied,
+    StartTimedOut,
+)
 from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
@@ -212,10 +221,19 @@ class Launch:
         if spec.home_path:
             await asyncio.to_thread(ensure_home, spec.home_path)
         elif spec.home_volume:
-            await self._engine.ensure_volume(
-                spec.home_volume,
-                {"gpuspawner.home": self.order.owner.user, "gpuspawner.hub": self.order.owner.hub},
+            user = self.order.owner.user
+            labels = await self._engine.ensure_volume(
+                spec.home_volume, {"gpuspawner.home": user, "gpuspawner.hub": self.order.owner.hub}
             )
+            # Names are told apart by a short hash, which somebody who may choose their own name could search for.
+            if labels.get("gpuspawner.home", user) != user:
+                raise EngineError(
+                    Text(
+                        "The home folder with the name of yours belongs to another account. Please tell the admin.",
+                        "같은 이름의 홈 폴더가 다른 계정에 속해 있습니다. 관리자에게 알려 주세요.",
+                    ),
+                    detail=f"the volume {spec.home_volume} is labelled as the home of {labels['gpuspawner.home']!r}",
+                )
 
     async def _until_serving(self, url: str, lease: Lease, *, attached: bool) -> None:
         """Wait for the first answer, look after the container meanwhile, and make sure that the cards arrived."""

@@ -132,6 +132,13 @@ class Profile(_Frozen):
             raise ValueError("has a shm_size above its mem_limit: shared memory counts against RAM")
         return self
 
+    @model_validator(mode="after")
+    def _one_volume_a_place(self) -> Profile:
+        places = [volume.bind.rstrip("/") for volume in self.volumes.values()]
+        if twice := sorted({place for place in places if places.count(place) > 1}):
+            raise ValueError(f"has two volumes at {twice[0]}: Docker mounts one at a place")
+        return self
+
     @property
     def image_reference(self) -> str:
         """What Docker is asked for: a bare name is an image of the shelf, everything else is taken as it is."""

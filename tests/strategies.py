@@ -166,7 +166,10 @@ def raw_profiles(slug: st.SearchStrategy[str] | None = None) -> st.SearchStrateg
     times = st.sampled_from((3600, "2h", "90m", "1d12h", "1w"))
     whole = st.fixed_dictionaries({"count": st.integers(1, 8)}, optional={"model": st.just("RTX 4090")})
     share = st.fixed_dictionaries({"memory": sizes}, optional={"model": st.just("RTX 4090")})
-    mount = st.just("/data") | st.fixed_dictionaries({"bind": st.just("/data")}, optional={"mode": _modes()})
+
+    def mount(place: str) -> st.SearchStrategy[Any]:
+        return st.just(place) | st.fixed_dictionaries({"bind": st.just(place)}, optional={"mode": _modes()})
+
     return st.fixed_dictionaries(
         {
             "display_name": texts(),
@@ -183,7 +186,7 @@ def raw_profiles(slug: st.SearchStrategy[str] | None = None) -> st.SearchStrateg
             "time_limit": times,
             "idle_timeout": times,
             "groups": st.lists(names(), min_size=1, max_size=3),
-            "volumes": st.dictionaries(st.sampled_from(("/srv/data", "corpus")), mount, max_size=2),
+            "volumes": st.fixed_dictionaries({}, optional={"/srv/data": mount("/data"), "corpus": mount("/corpus")}),
         },
     )
 

@@ -68,9 +68,7 @@ def gpus(engine: PrivateEngine) -> Iterator[GpuState]:
 
 
 @pytest.fixture(scope="module")
-def lab(
-    engine: PrivateEngine, gpus: GpuState, nvml: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Lab]:
+def lab(engine: PrivateEngine, gpus: GpuState, nvml: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A Hub that runs; the engine's containers and volumes are those of this module's tests."""
     for image in ("gpuspawner/base:latest", "gpuspawner/scipy:latest"):
         if not engine.docker("images", "--quiet", image):

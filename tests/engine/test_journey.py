@@ -102,7 +102,7 @@ def test_the_admin_stops_the_first_server_and_the_third_student_gets_its_card(
 
 
 def test_the_admin_starts_a_students_server_with_the_last_profile(lab: Lab, admin: Person, story: Story) -> None:
-    """"Start Server" of the panel sends no options: the last choice counts, and here it is full, so it says why."""
+    """ "Start Server" of the panel sends no options: the last choice counts, and here it is full, so it says why."""
     page = admin.see("/hub/admin")
     row = page.locator("tr", has=page.get_by_text("first", exact=True)).first
     row.get_by_role("button", name="Start Server").click()

@@ -133,9 +133,7 @@ def test_a_cancelled_start_is_over_within_a_second_or_so(lab: Lab, engine: Priva
     stop(lab, "ada")
 
 
-def test_the_stop_button_of_the_pending_page(
-    lab: Lab, engine: PrivateEngine, student: Callable[..., Person]
-) -> None:
+def test_the_stop_button_of_the_pending_page(lab: Lab, engine: PrivateEngine, student: Callable[..., Person]) -> None:
     """A student who changes their mind on the pending page is back at once and can choose again."""
     somebody = student("flo")
     somebody.pick("cpu", wait=False)

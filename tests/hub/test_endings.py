@@ -34,7 +34,7 @@ async def test_a_server_that_died_is_read_before_it_is_removed(
     assert not alice.containers
     assert any("exit code 3" in r.getMessage() and "Segmentation fault" in r.getMessage() for r in caplog.records)
     form = await alice.form()
-    assert "Your server ended by itself with exit code 3. Its last words were: Segmentation fault" in (
+    assert "Your server ended by itself with exit code 3. Its last words were: “Segmentation fault”." in (
         form.page.get_text()
     )
     assert (await alice.start({})).status == 201
@@ -57,6 +57,7 @@ async def test_a_clean_end_is_no_accident(lab: Lab, alice: Person) -> None:
     lab.engine.die(alice.container().name, 0)
     assert await alice.user.spawners[""].poll_and_notify() == 0
     await lab.nothing_is_left(alice)
+    assert "ended by itself" not in (await alice.form()).text
     assert (await alice.start({})).status == 201
 
 

@@ -39,7 +39,7 @@ MISSING = (
     "Choose another profile, or ask the admin to run: images/build_images.py pytorch"
 )
 OUT_OF_MEMORY = "Your server ran out of memory (16 GiB) and was stopped."
-DIED = "Your server ended by itself with exit code 1. Its last words were: ImportError: no kernel"
+DIED = "Your server ended by itself with exit code 1. Its last words were: “ImportError: no kernel”."
 
 FAULTS = [
     pytest.param(EngineDown(), 503, DOWN, id="engine down"),

@@ -489,12 +489,12 @@ def died(exit_code: int = 1, *lines: str, oom: bool = False, error: str = "") ->
         ),
         pytest.param(
             died(1, "Traceback", "ImportError: no module named jupyterhub", "", "  "), GIB, Reason.DIED,
-            "with exit code 1. Its last words were: ImportError: no module named jupyterhub Start it again",
-            "마지막 출력: ImportError: no module named jupyterhub 다시", id="the last line that says something",
+            "with exit code 1. Its last words were: “ImportError: no module named jupyterhub”. Start it again",
+            "마지막 출력: “ImportError: no module named jupyterhub”. 다시", id="the last line that says something",
         ),
         pytest.param(died(3), GIB, Reason.DIED, "exit code 3. Start it again", "종료 코드 3", id="no word at all"),
         pytest.param(
-            died(1, "100% of {all} <b>"), GIB, Reason.DIED, "words were: 100% of {all} <b>", "100% of {all} <b>",
+            died(1, "100% of {all} <b>"), GIB, Reason.DIED, "words were: “100% of {all} <b>”.", "“100% of {all} <b>”",
             id="percent and braces stay",
         ),
     ],
@@ -526,7 +526,7 @@ def test_a_very_long_line_is_cut_for_the_student_and_kept_for_the_log() -> None:
 def test_colours_and_control_characters_are_left_out_of_the_sentence() -> None:
     """A log line that was made for a terminal is read on a page."""
     words = last_words(died(1, "\x1b[31;1mE: boom\x1b[0m\x07"), None)
-    assert "words were: E: boom Start" in words.text.en
+    assert "words were: “E: boom”. Start" in words.text.en
 
 
 def test_the_record_holds_everything() -> None:

@@ -667,7 +667,7 @@ async def test_a_removal_that_fails_is_an_error(standin: StandinEngine, engine: 
 async def test_a_volume_is_made_once(standin: StandinEngine, engine: Engine) -> None:
     """The second time it keeps what it has."""
     await engine.ensure_volume("home", {"gpuspawner.home": "ann"})
-    await engine.ensure_volume("home", {"gpuspawner.home": "somebody else"})
+    assert await engine.ensure_volume("home", {"gpuspawner.home": "bob"}) == {"gpuspawner.home": "ann"}
     assert standin.volumes["home"].labels == {"gpuspawner.home": "ann"}
 
 

@@ -257,6 +257,16 @@ async def test_the_home_volume_is_made_with_its_owner_on_it(rig: Rig) -> None:
     assert list(rig.standin.volumes) == ["jupyter-home-ann"]
 
 
+async def test_a_home_that_belongs_to_somebody_else_is_not_mounted(rig: Rig) -> None:
+    """Two names whose hashes meet: the second account does not get the first one's files."""
+    await rig.engine.ensure_volume("jupyter-home-ann", {"gpuspawner.home": "Ann!"})
+    launch = rig.launch()
+    with pytest.raises(EngineError, match="belongs to another account"):
+        await launch.run()
+    assert rig.standin.containers == []
+    await rig.assert_nothing_left_of(launch)
+
+
 async def test_the_home_folder_is_made_before_docker_would(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ MISTAKES = [
     pytest.param({"volumes": {"d": "data"}}, "[0].volumes.d.bind must match ^/, got 'data'", id="volume-relative"),
     pytest.param({"volumes": {"d": {"mode": "ro"}}}, "[0].volumes.d.bind is required", id="volume-nowhere"),
     pytest.param({"volumes": {"d": {"bind": "/d", "mode": "rx"}}}, "[0].volumes.d.mode must match", id="volume-mode"),
+    pytest.param({"volumes": {"a": "/d", "b": "/d/"}}, "[0] has two volumes at /d", id="volumes-at-one-place"),
     pytest.param({"volumes": ["/data"]}, "[0].volumes must be a", id="volumes-list"),
     pytest.param({"default": 1}, "[0].default must be a valid boolean, got 1", id="default-number"),
     pytest.param({"display_name": ""}, "[0].display_name must be a text", id="name-empty"),
