@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import docker
 import pytest
 import requests
 from playwright.sync_api import expect
@@ -24,6 +25,29 @@ def accounts(lab: Lab, admin: Person) -> None:
     """Users made over REST: this module is about servers, not about signing up."""
     for name in ("ada", "bob", "cho", "dan", "eve"):
         assert lab.api("POST", f"users/{name}").status_code == 201
+
+
+@pytest.fixture(autouse=True)
+def tidy(lab: Lab, engine: PrivateEngine) -> Iterator[None]:
+    """A test that fails does not spoil the next one: cards and servers are as they were."""
+    yield
+    GpuState().write(engine.state_file)
+    for user in leases(engine):
+        stop(lab, user)
+
+
+def freeze(engine: PrivateEngine, container: str) -> None:
+    """Pause a container in the moment it runs, before anything in it can answer."""
+    client = docker.APIClient(engine.host)
+    deadline = time.monotonic() + 20
+    try:
+        while True:
+            try:
+                return client.pause(container)
+            except docker.errors.APIError:
+                assert time.monotonic() < deadline, f"{container} did not start"
+    finally:
+        client.close()
 
 
 def leases(engine: PrivateEngine) -> dict[str, str]:
@@ -138,7 +162,7 @@ def test_the_stop_button_of_the_pending_page(lab: Lab, engine: PrivateEngine, st
     somebody = student("flo")
     somebody.pick("cpu", wait=False)
     # A frozen container never answers, so that the start is pending for as long as it takes.
-    eventually(lambda: "jupyter-flo" in engine.docker("pause", "jupyter-flo", check=False).split(), "no container")
+    freeze(engine, "jupyter-flo")
     somebody.page.wait_for_url(re.compile("spawn-pending"))
     expect(somebody.page.locator("body")).to_contain_text("JupyterLab is starting")
     somebody.picture("pending")
