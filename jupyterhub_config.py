@@ -65,8 +65,8 @@ PROFILES = [
         "display_name": {"en": "One RTX 4090", "ko": "RTX 4090 1장"},
         "slug": "rtx4090",
         "description": {
-            "en": "A whole card for you alone: 24 GiB of GPU memory, PyTorch.",
-            "ko": "카드 1장을 혼자 사용합니다. GPU 메모리 24 GiB, PyTorch.",
+            "en": "A whole card for you alone: 24 GiB of GPU memory.",
+            "ko": "카드 1장을 혼자 사용합니다. GPU 메모리 24 GiB.",
         },
         "image": GPU_IMAGE,
         "gpu": {"count": 1, "model": "RTX 4090"},
