@@ -52,9 +52,8 @@ def freeze(engine: PrivateEngine, container: str) -> None:
 
 def leases(engine: PrivateEngine) -> dict[str, str]:
     """User → the cards on the label of their container, for every container that holds a lease."""
-    form = '{{index .Config.Labels "gpuspawner.user"}} {{index .Config.Labels "gpuspawner.gpus"}}'
-    names = engine.docker("ps", "--all", "--quiet", "--filter", "label=gpuspawner.lease").split()
-    lines = engine.docker("inspect", "--format", form, *names).splitlines() if names else []
+    form = '{{.Label "gpuspawner.user"}} {{.Label "gpuspawner.gpus"}}'
+    lines = engine.docker("ps", "--all", "--format", form, "--filter", "label=gpuspawner.lease").splitlines()
     return {user: cards for user, _, cards in (line.partition(" ") for line in lines)}
 
 
