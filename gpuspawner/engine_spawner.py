@@ -15,6 +15,7 @@ from traitlets import Float, Integer, TraitError, default, observe, validate
 from gpuspawner.dockerd import Engine, is_name_conflict
 from gpuspawner.errors import EngineTimeout, Refused
 from gpuspawner.launch import explain_death
+from gpuspawner.probe import server_url
 
 NAME_CONFLICT_TRIES = 3
 STOP_GRACE_SECONDS = 10
@@ -109,7 +110,7 @@ class EngineSpawner(DockerSpawner):
     async def get_url(self) -> str:
         """Where the server is now: the Hub asks after a restart, when its database may hold a made-up address."""
         ip, port = await self.get_ip_and_port()
-        return f"{self.server.proto}://{f'[{ip}]' if ':' in ip else ip}:{port}"
+        return server_url(self.server.proto, ip, port)
 
     async def pull_image(self, image: str) -> None:
         """Nothing: `launch` has made sure of the image before anything was leased."""

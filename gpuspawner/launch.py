@@ -45,7 +45,7 @@ from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
 from gpuspawner.ledger import Ledger
-from gpuspawner.probe import wait_until_answering
+from gpuspawner.probe import server_url, wait_until_answering
 from gpuspawner.profiles import Choice
 from gpuspawner.texts import Text
 
@@ -186,8 +186,7 @@ class Launch:
         except Exception as error:
             raise await self._boot_failure(error, lease) from error
         self._enter(BOOTING)
-        scheme = "https" if order.https else "http"
-        url = f"{scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}"
+        url = server_url("https" if order.https else "http", ip, port)
         await self._until_serving(url, lease, attached=spec.attached)
         self._ledger.settle(self.lease_id)
         self._enter(READY)

@@ -15,6 +15,11 @@ INTERVAL_SECONDS = 0.03
 CONNECT_SECONDS = 1.0
 
 
+def server_url(scheme: str, ip: str, port: int) -> str:
+    """Where a notebook server is, without a path; an IPv6 address gets its brackets."""
+    return f"{scheme}://{f'[{ip}]' if ':' in ip else ip}:{port}"
+
+
 async def wait_until_answering(url: str) -> None:
     """Return when a GET of `url` is answered with anything below 500. Waits for ever: the caller sets the limit.
 

@@ -157,7 +157,8 @@ class GPUSpawner(EngineSpawner):
 
     @default("apply_user_options")
     def _default_apply_user_options(self) -> Any:
-        return lambda spawner, options: spawner._choose(options)
+        # `start` validates them, where the Hub logs no traceback for a refusal; without a hook it would warn here.
+        return lambda spawner, options: None
 
     @default("object_name")
     def _object_name_default(self) -> str:
@@ -168,8 +169,6 @@ class GPUSpawner(EngineSpawner):
         self._configured = self._applied_traits()
         self._base = self._configured
         self._good_options = dict(self.user_options or {})
-        self._choice: Choice | None = None
-        self._refusal: Refused | None = None
         self._launch: Launch | None = None
 
     # --- wiring -------------------------------------------------------------------------------------------------------
@@ -274,14 +273,6 @@ class GPUSpawner(EngineSpawner):
             raise self._for_the_hub(BadChoice(Text("Choose a profile.", "프로필을 선택하세요.")))
         return await self._options_from_form(query_data)
 
-    def _choose(self, options: object) -> None:
-        """Validate what came in by any door. A refusal waits for `start`, where the Hub logs no traceback for it."""
-        self._choice, self._refusal = None, None
-        try:
-            self._choice = self.house.catalogue.choose(options, self._groups)
-        except Refused as error:
-            self._refusal = error
-
     def _forget_options(self) -> None:
         """A choice that was refused does not become the default of the next start, nor does one that is gone by now."""
         try:
@@ -297,15 +288,11 @@ class GPUSpawner(EngineSpawner):
         """Start the server and wait until it answers. Raises SpawnException with a sentence for the student."""
         house, owner = self.house, self._owner
         house.begin_reconciling()
-        if self._choice is None and self._refusal is None:
-            self._choose(self.user_options)
         launch = None
         try:
-            if self._refusal is not None:
-                raise self._refusal
-            assert self._choice is not None  # noqa: S101 - `_choose` sets one of the two
+            choice = house.catalogue.choose(self.user_options, self._groups)
             launch = self._launch = Launch(
-                self._order(self._choice),
+                self._order(choice),
                 house.engine,
                 house.ledger,
                 house.gpus.inventory,

@@ -102,7 +102,7 @@ def test_every_mistake_of_the_profiles_is_told_at_once() -> None:
 )
 def test_a_good_configuration_passes(good: dict[str, Any]) -> None:
     """Nothing is said about a configuration that is right."""
-    check_config(config(**good))
+    assert check_config(config(**good)) is None
 
 
 async def test_a_spawner_itself_refuses_to_keep_containers(lab: Lab, alice: Person) -> None:

@@ -115,6 +115,15 @@ async def test_nothing_of_one_profile_is_left_in_the_next(
     assert await request_of(lab, used) == await request_of(lab, fresh)
 
 
+async def test_an_admins_own_hook_for_options_leaves_the_choice_alone(lab: Lab, alice: Person) -> None:
+    """`apply_user_options` belongs to the admin as well; each start still takes what was chosen for it."""
+    lab.configure(apply_user_options=lambda spawner, options: None)
+    await alice.start({"profile": "gpu"})
+    await alice.stop()
+    await alice.start({"profile": "cpu"})
+    assert alice.container().labels["gpuspawner.profile"] == "cpu"
+
+
 async def test_a_group_override_is_gone_with_the_group(lab: Lab) -> None:
     """What the Hub sets for a group holds for one start, on the same spawner too."""
     overrides = {"big": {"groups": ["big"], "spawner_override": {"mem_limit": "2G", "volumes": {"/srv/big": "/big"}}}}
