@@ -14,8 +14,8 @@ import pytest
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
-from gpuspawner import dockerd
 from gpuspawner.dockerd import Engine, collecting, ended, image_missing, is_name_conflict, translate
+from gpuspawner.dockerd import engine as dockerd
 from gpuspawner.errors import (
     DeviceFault,
     DiskFull,
