@@ -13,6 +13,7 @@ from pathlib import Path
 import nativeauthenticator
 
 import gpuspawner
+from gpuspawner.config import report_missing_images
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import Refused
 
@@ -121,8 +122,9 @@ c.JupyterHub.cookie_secret_file = str(STATE / "jupyterhub_cookie_secret")
 c.ConfigurableHTTPProxy.pid_file = str(STATE / "jupyterhub-proxy.pid")
 
 # Notebooks reach the Hub at the gateway of their network, and nobody else does. The network is made where missing.
+ENGINE = Engine()
 try:
-    GATEWAY = Engine().ensure_network(NETWORK, subnet=SUBNET)
+    GATEWAY = ENGINE.ensure_network(NETWORK, subnet=SUBNET)
 except Refused as error:
     raise SystemExit(
         f"The Hub does not start: {error}\n({error.detail})\n"
@@ -152,7 +154,9 @@ c.JupyterHub.named_server_limit_per_user = 2
 
 # Students sign up at /hub/signup, an admin approves at /hub/authorize. Any other authenticator works as well.
 c.JupyterHub.authenticator_class = "gpuspawner.accounts.LabAuthenticator"
-c.JupyterHub.template_paths = [str(Path(nativeauthenticator.__file__).parent / "templates")]
+c.JupyterHub.template_paths = [
+    str(Path(package.__file__).parent / "templates") for package in (nativeauthenticator, gpuspawner)
+]
 c.Authenticator.admin_users = set(ADMINS)
 c.Authenticator.allow_all = True  # everybody whom an admin approved
 c.LabAuthenticator.first_admin = ADMINS[0]
@@ -165,3 +169,7 @@ c.LabAuthenticator.seconds_before_next_try = 300
 
 # Last: a mistake above stops the Hub here, with a sentence, instead of meeting the first student.
 gpuspawner.check_config(c)
+
+# And an image that a profile needs and nobody has built yet is said in the log; the rest of the Hub works without it.
+report_missing_images(c, ENGINE)
+ENGINE.close()

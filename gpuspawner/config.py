@@ -1,12 +1,20 @@
-"""Reads a configuration before the Hub runs, so that a mistake meets the admin and not the first student. No I/O."""
+"""Reads a configuration before the Hub runs, so that a mistake meets the admin and not the first student.
+
+`check_config` looks at the settings alone, without I/O, and stops the Hub; `report_missing_images` asks the engine, and
+only says something.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from traitlets.log import get_logger
+
 from gpuspawner.container import check_create_kwargs, check_host_config
-from gpuspawner.errors import ConfigError
+from gpuspawner.dockerd import Engine
+from gpuspawner.dockerd.translate import build_command
+from gpuspawner.errors import ConfigError, Refused
 from gpuspawner.profiles import Catalogue
 
 
@@ -20,7 +28,7 @@ def check_config(config: Any) -> None:
     """
     ours, inherited = config.GPUSpawner, config.DockerSpawner
     try:
-        Catalogue.parse(ours.get("profile_list", []), "c.GPUSpawner.profile_list")
+        _catalogue(config)
         for trait, check in (("extra_host_config", check_host_config), ("extra_create_kwargs", check_create_kwargs)):
             # What is a callable is asked, and checked, at each start.
             if isinstance(theirs := ours.get(trait, inherited.get(trait, {})), Mapping):
@@ -29,3 +37,38 @@ def check_config(config: Any) -> None:
             raise ConfigError("c.GPUSpawner.remove must be True: a kept container would resume with its old GPUs")
     except ConfigError as error:
         raise SystemExit(f"The Hub does not start, because its configuration is wrong:\n{error}") from None
+
+
+def report_missing_images(config: Any, engine: Engine) -> None:
+    """Say in the Hub's log which images of the shelf were never built, and which profiles need them.
+
+    The Hub starts all the same: the other profiles work, and these do as soon as their image is built, without a
+    restart. An image that is not of the shelf is fetched when it is first wanted. Blocks for a few milliseconds.
+
+    Raises:
+        ConfigError: the profiles cannot be read; `check_config` comes first and says so.
+    """
+    needed: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    for profile in _catalogue(config).profiles:
+        if profile.shelf_image:
+            needed.setdefault(profile.image_reference, []).append(profile.display_name.into("en"))
+            names[profile.image_reference] = profile.shelf_image
+    log = get_logger()
+    try:
+        missing = engine.missing_images(needed)
+    except Refused as error:
+        log.warning("Whether every image is built cannot be known now: %s", error.detail or error)
+        return
+    for reference in (each for each in needed if each in missing):
+        profiles = " and ".join(f"{name!r}" for name in needed[reference])
+        log.warning(
+            "The image %r was never built, so nobody can start %s. Build it with: %s",
+            names[reference],
+            profiles,
+            build_command(names[reference]),
+        )
+
+
+def _catalogue(config: Any) -> Catalogue:
+    return Catalogue.parse(config.GPUSpawner.get("profile_list", []), "c.GPUSpawner.profile_list")

@@ -16,13 +16,19 @@ from gpuspawner.dockerd import Engine, is_name_conflict
 from gpuspawner.errors import EngineTimeout, Refused
 from gpuspawner.launch import explain_death
 from gpuspawner.probe import server_url
+from gpuspawner.status import Running
 
 NAME_CONFLICT_TRIES = 3
 STOP_GRACE_SECONDS = 10
 
 
 class EngineSpawner(DockerSpawner):
-    """The part of `GPUSpawner` that talks to the engine about containers that exist already."""
+    """The part of `GPUSpawner` that talks to the engine about containers that exist already.
+
+    `running` is what the container said of itself when it was last looked at, which every poll does.
+    """
+
+    running: Running | None = None
 
     engine_timeout = Float(
         15.0,
@@ -83,6 +89,7 @@ class EngineSpawner(DockerSpawner):
         """The container as `docker inspect` shows it. A server error is an error, not a container that is gone."""
         inspected = await self.engine.find(self.object_name)
         self.object_id = inspected["Id"] if inspected else ""
+        self.running = Running.of(inspected)
         return inspected
 
     async def poll(self) -> int | None:

@@ -75,12 +75,14 @@ _ONLY_RETRY = Text(
 class Offer:
     """One profile as it stands right now.
 
-    `unavailable` is a short phrase for another reason why it cannot start, such as "image not built".
+    `unavailable` is a short phrase for another reason why it cannot start, such as "image not built", and `remedy` the
+    sentence that says what to do about that.
     """
 
     profile: Profile
     availability: Availability
     unavailable: Text | None = None
+    remedy: Text | None = None
 
     @property
     def fits(self) -> bool:
@@ -274,7 +276,7 @@ def _card(offer: Offer, language: Language, *, selected: bool, last: bool, asked
         status=_status(offer, state).into(language),
         count=_count(profile.gpu, availability).into(language) if profile.gpu and counted else "",
         pips=tuple(index < availability.free for index in range(availability.total)) if few else (),
-        hint=_RETRY.into(language) if state == "retry" else "",
+        hint=_hint(offer, state).into(language),
         badge=_LAST_TIME.into(language) if last else "",
         facts=tuple(Fact(label.into(language), value.into(language)) for label, value in _facts(profile)),
         selected=selected,
@@ -300,6 +302,13 @@ def _status(offer: Offer, state: State) -> Text:
             return _NOT_NOW
         return _TOO_FEW if offer.availability.free else _TAKEN
     return {Reason.TOO_BIG: _NOT_HERE, Reason.GPU_FAULT: _OUT_OF_ORDER}.get(offer.reason, _UNKNOWN)
+
+
+def _hint(offer: Offer, state: State) -> Text:
+    """What to do about the state: of a profile that was just refused, pressing Start again helps at most."""
+    if offer.unavailable is not None and offer.remedy is not None:
+        return offer.remedy
+    return _RETRY if state == "retry" else Text("")
 
 
 def _count(request: GpuRequest, availability: Availability) -> Text:

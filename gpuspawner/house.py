@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine
+from gpuspawner.dockerd.translate import build_command
 from gpuspawner.errors import ImageMissing, Refused
 from gpuspawner.form import Offer
 from gpuspawner.gpus import GpuSource, Inventory
@@ -20,12 +23,51 @@ from gpuspawner.leases import Owner
 from gpuspawner.ledger import Ledger, Standing
 from gpuspawner.placement import Availability, Occupancy, Policy, availability
 from gpuspawner.profiles import Catalogue, Profile
+from gpuspawner.status import Environment, Running, environment
 from gpuspawner.texts import Language, Text
 
 LOG = logging.getLogger(__name__)
 
 RECONCILE_SECONDS, RECONCILE_RETRY_SECONDS = 60.0, 10.0
 NOT_BUILT = Text("image not built", "이미지 없음")
+ASK_ADMIN = Text(
+    "The admin has to build it first; choose another profile until then.",
+    "관리자가 먼저 이미지를 만들어야 합니다. 그때까지 다른 프로필을 선택하세요.",
+)
+
+# A page of the Hub asks the engine at most this often, and waits for it no longer than that.
+MEANING_SECONDS, MEANING_PATIENCE_SECONDS = 10.0, 1.0
+
+
+class Meanings:
+    """What image references mean now, as Docker's ids: asked when somebody looks, and then remembered for a moment.
+
+    However many look at once, each reference is asked for once, and a call that hangs never gets a second on top.
+    """
+
+    def __init__(self, look: Callable[[str], Awaitable[ImageFacts]]) -> None:
+        self._look = look
+        self._asked: dict[str, tuple[float, asyncio.Task[str | None]]] = {}
+
+    async def of(self, reference: str) -> str | None:
+        """The id; None where there is no such image or the engine does not tell soon enough."""
+        asked = self._asked.get(reference)
+        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > MEANING_SECONDS):
+            asked = self._asked[reference] = (time.monotonic(), asyncio.ensure_future(self._ask(reference)))
+        task = asked[1]
+        await asyncio.wait([task], timeout=MEANING_PATIENCE_SECONDS)
+        return task.result() if task.done() else None
+
+    def forget(self, reference: str) -> None:
+        """A server was just made from it: what was heard before that says nothing about this server."""
+        self._asked.pop(reference, None)
+
+    async def _ask(self, reference: str) -> str | None:
+        try:
+            return (await self._look(reference)).id
+        except Refused as error:
+            LOG.info("What %s means cannot be known now: %s", reference, error.detail or error)
+            return None
 
 
 @dataclass
@@ -38,6 +80,7 @@ class House:
     gpus: GpuSource
     policy: Policy
     ledger: Ledger = field(init=False)
+    meanings: Meanings = field(init=False)
     undoing: dict[Owner, asyncio.Task[None]] = field(default_factory=dict)
     last_words: dict[Owner, Text] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
@@ -46,6 +89,7 @@ class House:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.engine.holdings, self.gpus.inventory, self.policy)
+        self.meanings = Meanings(self.engine.image_facts)
 
     def keep_undoing(self, owner: Owner, task: asyncio.Task[None]) -> None:
         """Remember a clean-up until it is done: the next start of that server waits for it."""
@@ -59,8 +103,24 @@ class House:
 
         task.add_done_callback(forget)
 
-    async def offers(self, groups: Collection[str]) -> tuple[list[Offer], Standing, Text | None]:
-        """Every profile that a member of `groups` sees, as it stands now; and what keeps the cards from being known."""
+    async def renewable(self, servers: Mapping[str, Running | None]) -> list[str]:
+        """Those of the named servers that a restart would give another image. What cannot be known is none."""
+        stands = await asyncio.gather(*(self._environment(running) for running in servers.values()))
+        return [name for name, stand in zip(servers, stands, strict=True) if stand == "older"]
+
+    async def _environment(self, running: Running | None) -> Environment:
+        profile = next((each for each in self.catalogue.profiles if running and each.slug == running.profile), None)
+        if running is None or profile is None:
+            return "unknown"
+        return environment(running.image_id, await self.meanings.of(profile.image_reference))
+
+    async def offers(
+        self, groups: Collection[str], *, admin: bool = False
+    ) -> tuple[list[Offer], Standing, Text | None]:
+        """Every profile that a member of `groups` sees, as it stands now; and what keeps the cards from being known.
+
+        An `admin` reads which command builds what was never built.
+        """
         profiles = self.catalogue.offered_to(groups)
         missing = await self._missing_images(profiles)
         try:
@@ -69,11 +129,9 @@ class House:
             LOG.warning("The leases cannot be read: %s %s", error, error.detail)
             standing, trouble = Standing(Inventory(trouble=error.text), Occupancy()), error.text
         offers = [
-            Offer(
-                profile,
-                self._availability(profile, standing),
-                NOT_BUILT if profile.image_reference in missing else None,
-            )
+            Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin))
+            if profile.image_reference in missing
+            else Offer(profile, self._availability(profile, standing))
             for profile in profiles
         ]
         return offers, standing, trouble or standing.inventory.trouble
@@ -128,3 +186,10 @@ class House:
             ):
                 LOG.warning("Removing %s: it was created and never started.", container.name)
                 await self.engine.remove(container.id)
+
+
+def _who_builds(profile: Profile, *, admin: bool) -> Text:
+    if not admin:
+        return ASK_ADMIN
+    command = build_command(profile.image)
+    return Text(f"Build it with: {command}", f"만드는 명령: {command}")

@@ -114,8 +114,9 @@ def decode(labels: Mapping[str, str]) -> Lease | None:
             cards=tuple(CardShare(uuid, vram) for uuid in _uuids(labels[PREFIX + "gpus"])),
             started=_time(labels[PREFIX + "started"]),
             limits=Limits(
-                mem_limit_bytes=_number(labels, "mem-limit"),
-                cpu_limit=float(labels[PREFIX + "cpu-limit"]) if labels.get(PREFIX + "cpu-limit") else None,
+                # JupyterHub's word for "no limit" is 0, which earlier versions wrote down as it was.
+                mem_limit_bytes=None if labels.get(PREFIX + "mem-limit") == "0" else _number(labels, "mem-limit"),
+                cpu_limit=float(labels.get(PREFIX + "cpu-limit") or 0) or None,
                 time_limit_seconds=_number(labels, "time-limit"),
                 idle_timeout_seconds=_number(labels, "idle-timeout"),
             ),

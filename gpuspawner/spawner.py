@@ -27,6 +27,7 @@ from gpuspawner.leases import Owner
 from gpuspawner.nvml import Nvml
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
+from gpuspawner.status import HomeNotice, home_notice
 from gpuspawner.texts import Language, Text, language_of
 
 # The inherited traits that `_apply` writes, and nothing else does.
@@ -233,7 +234,7 @@ class GPUSpawner(EngineSpawner):
         house = self.house
         house.begin_reconciling()
         language = house.languages[self.user.name] = self._language
-        offers, standing, trouble = await house.offers(self._groups)
+        offers, standing, trouble = await house.offers(self._groups, admin=bool(self.user.admin))
         fallback = house.catalogue.default_for(self._groups)
         chosen = (self.user_options or {}).get("profile")
         return form.render(
@@ -282,6 +283,22 @@ class GPUSpawner(EngineSpawner):
         self.user_options = good
         self.orm_spawner.user_options = dict(good)
 
+    # --- the home page ------------------------------------------------------------------------------------------------
+
+    async def newer_environment(self, static_url: Any = None) -> HomeNotice | None:
+        """For `templates/home.html`: the words about running servers of this user that a restart would renew.
+
+        The Hub gives its templates no request; but `static_url`, which every page has, is a method of the handler.
+        """
+        request = getattr(getattr(static_url, "__self__", None), "request", None)
+        language = self.house.languages.get(self.user.name, "en")
+        if request is not None:
+            language = language_of(request.headers.get("Accept-Language"))
+        spawners = {n: each for n, each in sorted(self.user.spawners.items()) if isinstance(each, GPUSpawner)}
+        running = {name: each.running for name, each in spawners.items() if each.ready}
+        names = [spawners[name].display_name or name for name in await self.house.renewable(running)]
+        return home_notice(names, language)
+
     # --- starting -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> str:
@@ -315,6 +332,7 @@ class GPUSpawner(EngineSpawner):
                 house.keep_undoing(owner, launch.undoing)
         self._good_options = dict(self.user_options or {})
         house.last_words.pop(owner, None)
+        house.meanings.forget(choice.profile.image_reference)
         return url
 
     def _order(self, choice: Choice) -> Order:
@@ -322,8 +340,9 @@ class GPUSpawner(EngineSpawner):
             owner=self._owner,
             choice=choice,
             defaults=Defaults(
-                mem_limit_bytes=self._base["mem_limit"],
-                cpu_limit=self._base["cpu_limit"],
+                # Both traits are 0 where nobody has set them.
+                mem_limit_bytes=self._base["mem_limit"] or None,
+                cpu_limit=self._base["cpu_limit"] or None,
                 shm_fraction=self.default_shm_fraction,
                 pids_limit=self.default_pids_limit,
                 log_max_size=self.log_max_size,

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from docker.utils import kwargs_from_env
 from gpuspawner import leases
 from gpuspawner.container import Evidence, ImageFacts
 from gpuspawner.dockerd.translate import TELL_ADMIN, TELL_ADMIN_KO, timeout, translate
-from gpuspawner.errors import EngineError, LabelError, Refused
+from gpuspawner.errors import EngineError, ImageMissing, LabelError, Refused
 from gpuspawner.leases import CardShare, Lease
+from gpuspawner.status import Image
 from gpuspawner.texts import Text
 
 LOG = logging.getLogger(__name__)
@@ -56,13 +58,17 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class LeasedContainer:
-    """A container that holds a lease. `lease` is None where its labels cannot be read; then `cards` are taken whole."""
+    """A container that holds a lease. `lease` is None where its labels cannot be read; then `cards` are taken whole.
+
+    `image_id` is Docker's id of the image that it was made from, whatever the tag means by now.
+    """
 
     id: str
     name: str
     state: str
     cards: tuple[CardShare, ...]
     lease: Lease | None
+    image_id: str = ""
 
 
 class Engine:
@@ -161,6 +167,28 @@ class Engine:
         config = image.get("Config") or {}
         environment = dict(entry.partition("=")[::2] for entry in config.get("Env") or ())
         return ImageFacts(reference, image["Id"], environment.get("HOME") or "/home/jovyan")
+
+    async def images(self) -> tuple[Image, ...]:
+        """Every image of the engine, those included that have lost their tag to a newer one."""
+        return tuple(_image(entry) for entry in await self.ask("images"))
+
+    def missing_images(self, references: Iterable[str]) -> frozenset[str]:
+        """Those that the engine does not have. Blocks: for the configuration file. A few milliseconds for each.
+
+        Raises:
+            Refused: the engine does not tell. That is no proof that anything is missing.
+        """
+        return frozenset(reference for reference in references if self._lacks(reference))
+
+    def _lacks(self, reference: str) -> bool:
+        try:
+            self.client.inspect_image(reference)
+        except (DockerException, requests.RequestException) as error:
+            problem = translate(error, image=reference)
+            if isinstance(problem, ImageMissing):
+                return True
+            raise problem from error
+        return False
 
     async def leased(self) -> tuple[LeasedContainer, ...]:
         """Every container that holds a lease now, of any Hub on this engine."""
@@ -290,7 +318,17 @@ def _leased(entry: Mapping[str, Any]) -> LeasedContainer:
     except LabelError as error:
         LOG.warning("Container %s: %s Its cards are taken as whole.", name, error)
         lease, cards = None, leases.held_cards(labels)
-    return LeasedContainer(entry["Id"], name, entry.get("State", ""), cards, lease)
+    return LeasedContainer(entry["Id"], name, entry.get("State", ""), cards, lease, entry.get("ImageID", ""))
+
+
+def _image(entry: Mapping[str, Any]) -> Image:
+    references = [*(entry.get("RepoTags") or ()), *(entry.get("RepoDigests") or ())]
+    return Image(
+        entry["Id"],
+        # Engines before 25 call what has lost its tag "<none>".
+        tuple(reference for reference in references if "<none>" not in reference),
+        datetime.fromtimestamp(entry["Created"], timezone.utc),
+    )
 
 
 @contextmanager

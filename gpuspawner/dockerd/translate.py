@@ -97,10 +97,15 @@ def translate(error: Exception, *, image: str = "") -> Refused:
     )
 
 
+def build_command(name: str) -> str:
+    """What an admin types to build an image of the shelf."""
+    return f"images/build_images.py {name}"
+
+
 def image_missing(reference: str, detail: str = "") -> ImageMissing:
     """The sentence for an image that is not there, with the command where it is one of the shelf's."""
     name = reference.removeprefix("gpuspawner/").partition(":")[0]
-    fix = f"images/build_images.py {name}" if reference.startswith("gpuspawner/") else f"docker pull {reference}"
+    fix = build_command(name) if reference.startswith("gpuspawner/") else f"docker pull {reference}"
     return ImageMissing(
         Text(
             f"The image {name!r} of this profile is not on this server yet. "

@@ -23,6 +23,7 @@ from jupyterhub.auth import DummyAuthenticator
 from jupyterhub.tests.mocking import MockHub
 from traitlets.config import Config
 
+import gpuspawner
 from gpuspawner import GPUSpawner
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.house import House
@@ -122,6 +123,7 @@ def hub_config(**spawner: Any) -> Config:
                 "authenticator_class": DummyAuthenticator,
                 "spawner_class": GPUSpawner,
                 "allow_named_servers": True,
+                "template_paths": [str(Path(gpuspawner.__file__).parent / "templates")],
                 "last_activity_interval": 0,
                 "service_check_interval": 0,
             },

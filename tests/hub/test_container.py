@@ -175,6 +175,17 @@ async def test_without_a_profile_limit_the_configured_one_holds(lab: Lab, alice:
     assert (labels["gpuspawner.mem-limit"], labels["gpuspawner.cpu-limit"]) == (str(2 * GIB), "1.5")
 
 
+async def test_without_any_limit_the_lease_can_be_read(lab: Lab, alice: Person) -> None:
+    """No limit is no number: a share stays a share of its card, and is not taken for the whole of it."""
+    lab.configure(profile_list=[{"display_name": "Share", "image": "scipy", "gpu": {"memory": "8G"}}])
+    await alice.start({})
+    host = (await inspect(lab, alice))["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"], host["CpuQuota"]) == (0, 0, 0)
+    labels = alice.container().labels
+    assert (labels["gpuspawner.mem-limit"], labels["gpuspawner.cpu-limit"]) == ("", "")
+    assert await lab.leased() == {"GPU-aaaa": 8 * GIB}
+
+
 async def test_the_labels_say_everything_about_the_lease(lab: Lab, alice: Person) -> None:
     """User, server, hub, profile, image, cards, start and limits are on the container, under the house's prefix."""
     await alice.start({"profile": "gpu"}, server="exp")

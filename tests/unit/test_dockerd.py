@@ -460,6 +460,48 @@ async def test_an_engine_that_fails_is_not_an_image_that_is_missing(standin: Sta
     assert type(raised.value) is EngineError
 
 
+async def test_every_image_with_its_names_and_its_age(standin: StandinEngine, engine: Engine) -> None:
+    """What `gpuspawner status` compares with."""
+    made = standin.add_image("other:1")
+    found = {reference: image for image in await engine.images() for reference in image.references}
+    assert found["other:1"].id == made.id
+    assert abs(found["other:1"].created.timestamp() - made.created) <= 1
+
+
+def test_an_image_without_a_tag_has_no_name(standin: StandinEngine, engine: Engine) -> None:
+    """Engines before 25 write "<none>", newer ones nothing; digests are names too."""
+    read = [
+        dockerd._image({"Id": "sha256:1", "Created": 0, "RepoTags": tags, "RepoDigests": digests})
+        for tags, digests in ((["<none>:<none>"], ["<none>@<none>"]), (None, None), ([], ["a@sha256:2"]))
+    ]
+    assert [image.references for image in read] == [(), (), ("a@sha256:2",)]
+
+
+async def test_a_leased_container_knows_its_image(standin: StandinEngine, engine: Engine) -> None:
+    """By id, whatever the tag means by now."""
+    before = next(image.id for image in standin.images if image.ref == "nb:latest")
+    await create(engine, "ann", encode(lease(1)))
+    standin.add_image("nb")
+    assert [entry.image_id for entry in await engine.leased()] == [before]
+
+
+def test_images_that_are_missing(standin: StandinEngine, engine: Engine) -> None:
+    """For the log at the Hub's start, which waits for the answer."""
+    assert engine.missing_images(["nb:latest", "nothing:1", "nb"]) == {"nothing:1"}
+    assert engine.missing_images([]) == frozenset()
+
+
+@pytest.mark.parametrize("fault", [Http500("inspect_image"), standins.EngineDown("close")], ids=["500", "down"])
+def test_an_engine_that_does_not_tell_which_images_are_missing(
+    standin: StandinEngine, engine: Engine, fault: Fault
+) -> None:
+    """What cannot be known is not denied."""
+    assert engine.client.ping()
+    with standin.faults.during(fault), pytest.raises(EngineError) as raised:
+        engine.missing_images(["nothing:1"])
+    assert not isinstance(raised.value, ImageMissing)
+
+
 # Leases on the labels
 
 

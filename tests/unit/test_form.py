@@ -291,6 +291,20 @@ def test_a_refused_choice_without_an_image_says_so() -> None:
     assert card(form, "one").status == "image not built"
 
 
+@pytest.mark.parametrize(("language", "words"), [("en", "Build it with: <make>"), ("ko", "만드는 명령: <make>")])
+@pytest.mark.parametrize("asked", [pytest.param(None, id="plain"), pytest.param("one", id="just refused")])
+def test_what_helps_an_unavailable_profile_is_on_its_card(language: Language, words: str, asked: str | None) -> None:
+    """Beside the reason and as text; pressing Start again would not help, so the card does not say that it does."""
+    remedy = Text("Build it with: <make>", "만드는 명령: <make>")
+    broken = replace(offer(ONE, unavailable=NOT_BUILT), remedy=remedy)
+    form = view([offer(CPU), broken], language=language, asked=asked)
+    shown = radio(page(form), "one").find_parent("label")
+    assert isinstance(shown, Tag)
+    assert words in shown.get_text()
+    assert "Start" not in shown.get_text()
+    assert card(form, "cpu").hint == ""
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(
     ("given", "keys", "english", "korean"),

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 
 from gpuspawner import house as module
+from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine
-from gpuspawner.errors import Reason
+from gpuspawner.errors import EngineError, Reason, Refused
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Inventory
-from gpuspawner.house import NOT_BUILT, House
+from gpuspawner.house import ASK_ADMIN, NOT_BUILT, House, Meanings
 from gpuspawner.leases import CardShare, Lease, Owner, encode
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue
+from gpuspawner.status import Running
 from gpuspawner.texts import Text
 from tests.standins.engine import EngineDown, EngineSlow, Http500, StandinEngine
 
@@ -105,6 +107,13 @@ async def test_an_image_of_the_shelf_that_was_never_built(standin: StandinEngine
     assert all(offer.fits for offer in offers)
 
 
+async def test_who_can_build_what_was_never_built(house: House) -> None:
+    """A student reads whom to ask, an admin the command."""
+    for admin, words in ((False, ASK_ADMIN.en), (True, "Build it with: images/build_images.py pytorch")):
+        offers, _, _ = await house.offers((), admin=admin)
+        assert {offer.profile.slug: str(offer.remedy) for offer in offers if offer.remedy} == {"one": words}
+
+
 async def test_what_is_held_is_counted(house: House) -> None:
     """Of this Hub and of others: labels and reservations in flight."""
     cards = [gpu.uuid for gpu in (await house.gpus.inventory()).gpus]
@@ -149,6 +158,98 @@ async def test_a_driver_that_fails_is_trouble(house: House) -> None:
     offers, _, trouble = await ill.offers(())
     assert trouble == Text("The driver does not answer.", "드라이버가 응답하지 않습니다.")
     assert [offer.fits for offer in offers if offer.profile.gpu is None] == [True, True]
+
+
+# Newer images
+
+
+async def test_which_servers_a_restart_would_renew(standin: StandinEngine, house: House) -> None:
+    """Those of another image than their profile's now; not those of profiles or images that are not there."""
+    now = next(image.id for image in standin.images if image.ref == "gpuspawner/scipy:latest")
+    servers = {
+        "current": Running("cpu", now),
+        "older": Running("cpu", "sha256:old"),
+        "staff": Running("staff", "sha256:old"),
+        "never built": Running("one", "sha256:old"),
+        "no such profile": Running("gone", "sha256:old"),
+        "nothing known": None,
+    }
+    assert await house.renewable(servers) == ["older", "staff"]
+    assert await house.renewable({}) == []
+
+
+class Look:
+    """Tells what a reference means, as often as it is asked: slowly, or with an error."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answer = "sha256:1"
+        self.error: Refused | None = None
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, reference: str) -> ImageFacts:
+        self.asked += 1
+        answer = self.answer
+        await self.open.wait()
+        if self.error:
+            raise self.error
+        return ImageFacts(reference, answer)
+
+
+async def test_a_meaning_is_asked_once_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same time and within the next seconds; each reference by itself; and again after that."""
+    look = Look()
+    meanings = Meanings(look)
+    assert set(await asyncio.gather(*(meanings.of("nb") for _ in range(40)))) == {"sha256:1"}
+    look.answer = "sha256:2"
+    assert await meanings.of("nb") == "sha256:1"
+    assert look.asked == 1
+    assert await meanings.of("other") == "sha256:2"
+    monkeypatch.setattr(module, "MEANING_SECONDS", 0.0)
+    assert await meanings.of("nb") == "sha256:2"
+
+
+async def test_a_meaning_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is unknown for now, nobody asks a second time, and the late answer counts."""
+    monkeypatch.setattr(module, "MEANING_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(module, "MEANING_SECONDS", 0.0)
+    look = Look()
+    look.open.clear()
+    meanings = Meanings(look)
+    assert [await meanings.of("nb") for _ in range(3)] == [None, None, None]
+    assert look.asked == 1
+    monkeypatch.setattr(module, "MEANING_SECONDS", SOON)
+    look.open.set()
+    await asyncio.sleep(0)
+    assert await meanings.of("nb") == "sha256:1"
+    assert look.asked == 1
+
+
+async def test_a_meaning_that_is_forgotten_is_asked_anew() -> None:
+    """Also where an older question is still under way: its answer is from before."""
+    look = Look()
+    look.open.clear()
+    meanings = Meanings(look)
+    early = asyncio.ensure_future(meanings.of("nb"))
+    await until(lambda: look.asked == 1)
+    meanings.forget("nb")
+    look.answer = "sha256:2"
+    look.open.set()
+    assert await meanings.of("nb") == "sha256:2"
+    assert await early == "sha256:1"
+    assert await meanings.of("nb") == "sha256:2"
+    assert look.asked == 2
+    meanings.forget("never asked")
+
+
+async def test_a_meaning_that_cannot_be_known_is_unknown() -> None:
+    """And remembered as that for a moment: an engine that is down is not asked by every page."""
+    look = Look()
+    look.error = EngineError(Text("No."))
+    meanings = Meanings(look)
+    assert [await meanings.of("nb") for _ in range(3)] == [None, None, None]
+    assert look.asked == 1
 
 
 # Clearing away
