@@ -1,7 +1,7 @@
 """Tests inside the built images, on the engine that DOCKER_HOST names.
 
-A module says with `FAMILY = "base"` whose tests it holds: they run against that image and every image built on it, as
-smoke_test.py does. What is not built, or cannot be reached, is skipped with the reason.
+A module says with `FAMILY = "base"` (or with several names) whose tests it holds: they run against that image and every
+image built on it, as smoke_test.py does. What is not built, or cannot be reached, is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import docker
 import pytest
 
-from gpuspawner.build_images.refresh import read_folders
+from gpuspawner.build_images.plan import read_folders
 from gpuspawner.recipes import Recipe, in_order, read_shelf
 
 IMAGES = Path(__file__).parents[2] / "images"
@@ -46,7 +46,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("image", "smoke"), pairs, indirect=["image"], ids=[f"{n}-{s}" for n, s in pairs])
     elif "image" in metafunc.fixturenames:
         family = metafunc.module.FAMILY
-        names = [recipe.name for recipe in SHELF.values() if family in line_of(recipe)]
+        family = {family} if isinstance(family, str) else set(family)
+        names = [recipe.name for recipe in SHELF.values() if family & set(line_of(recipe))]
         metafunc.parametrize("image", names, indirect=True)
 
 

@@ -129,6 +129,31 @@ def test_the_server_lets_in_its_owner_by_token_and_by_login_and_nobody_else(open
     assert box.status("/user/u/api/contents", *cookies) == 200
 
 
+def test_the_status_bar_can_show_memory_use_and_its_limit(open_box: Open) -> None:
+    """What the extension in the page asks for, with the limit that DockerSpawner names, and no more than that."""
+    box = open_box(environment={"MEM_LIMIT": str(3 * 2**30)})
+    box.serve()
+    found = json.loads(box.get("/api/metrics/v1"))
+    assert found["limits"]["memory"]["rss"] == 3 * 2**30
+    assert 20 * 2**20 < found["pss"] < 2**30
+    assert "@jupyter-server/resource-usage" in box.get("/lab")
+    assert "total_memory_usage" not in box.get("/metrics")
+
+
+def test_a_terminal_finds_the_same_programs_as_a_notebook(open_box: Open) -> None:
+    """JupyterLab starts a login shell, and Debian's /etc/profile would set another PATH."""
+    box = open_box()
+    assert box.run("bash", "-lc", "echo $PATH").output == box.run("sh", "-c", "echo $PATH").output
+
+
+def test_nobody_elses_secret_can_be_read(open_box: Open) -> None:
+    """No key, password or index address with one is left from the build where the student can read it."""
+    places = "/etc /home /root /opt/jupyter/etc /opt/jupyter/*.txt /srv /tmp /var /usr/local/etc /usr/local/share"
+    pattern = r"PRIVATE KEY-----|://[^/@ ]+:[^/@ ]+@|^machine .* password"
+    found = open_box().run("sh", "-c", f"grep -rIlE -e '{pattern}' {places} 2>/dev/null || true").output
+    assert found == ""
+
+
 def test_what_a_student_installs_lasts_and_is_seen_by_notebooks(open_box: Open, home: dict[str, Any]) -> None:
     """`pip install` goes into the home: the next container still has it."""
     install(open_box(volumes=home), "greeting", "1.0", "text = 'hello from my home'")

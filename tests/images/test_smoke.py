@@ -13,6 +13,6 @@ pytestmark = pytest.mark.images
 
 def test_an_image_keeps_what_it_stands_on_working(open_box: Callable[..., Box], smoke: str) -> None:
     """smoke_test.py of an image runs in it and in every image built on it."""
-    box = open_box()
+    box = open_box(mem_limit="4g")
     path = box.put("smoke_test.py", (IMAGES / smoke / "smoke_test.py").read_bytes())
     assert "ok: " in box.run("python", path).output
