@@ -5,8 +5,8 @@
     GPUSpawnerError
     ├── ConfigError          the configuration is wrong: names the path; stops the Hub at start
     ├── LabelError           labels of a container that cannot be read as a lease
-    ├── RecipeError          a folder of images/ cannot be read as an image (in `recipes`)
-    ├── BuildError           an image could not be built (in `builder`)
+    ├── RecipeError          a folder of images/ cannot be read as an image
+    ├── BuildError           an image could not be built
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
@@ -63,6 +63,14 @@ class ConfigError(GPUSpawnerError):
 
 class LabelError(GPUSpawnerError):
     """The labels of a container claim a lease that cannot be read."""
+
+
+class RecipeError(GPUSpawnerError):
+    """A Dockerfile, or what it stands on, is wrong. The message begins with its path and line."""
+
+
+class BuildError(GPUSpawnerError):
+    """An image cannot be built, checked or moved: a sentence for the admin with the reason and what to do now."""
 
 
 class Refused(GPUSpawnerError):

@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 PYTHON = HERE.parent / ".venv" / "bin" / "python"
 
 try:
-    from gpuspawner.build_images import program
+    from gpuspawner.build_images import main
 except ImportError as error:
     # Started with the system's Python: the package lives in the environment that scripts/run makes.
     if PYTHON.is_file() and Path(sys.prefix) != PYTHON.parent.parent:
@@ -17,4 +17,4 @@ except ImportError as error:
     sys.exit(f"build_images.py: {error}. Run scripts/run first (it makes .venv), or 'pip install {HERE.parent}'.")
 
 if __name__ == "__main__":
-    program(HERE)()
+    main(HERE)

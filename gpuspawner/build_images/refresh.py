@@ -1,68 +1,36 @@
-"""One run over a folder of images: read it, ask the engine what there is, build what is stale.
+"""One run over a folder of images: build what is stale, try it, and only then let servers start from it.
 
-`recipes` says what is stale and in what order, `builder` builds. `latest` moves only after a build has succeeded, so a
-server that starts in the meantime gets the image of before.
+`plan` says what is stale and in what order, `builder` builds and tries. Until an image has passed, its name is a
+candidate's that nothing starts from; a run that is killed leaves the names of before.
 """
 
 from __future__ import annotations
 
-import os
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, Protocol
 
 from gpuspawner import recipes
-from gpuspawner.builder import (
-    Builder,
-    BuildError,
-    BuiltImage,
-    Ground,
-    Job,
-    Say,
-    extra_certificates,
-    find_ground,
-    network_arguments,
-)
-from gpuspawner.recipes import ContextFile, Fingerprint, Folder, Recipe, Shelf
+from gpuspawner.build_images.plan import BASE, Planner, Step
+from gpuspawner.builder.build import Builder, Job
+from gpuspawner.builder.children import Children, Say
+from gpuspawner.builder.ground import Ground, Grounds
+from gpuspawner.builder.settings import network_arguments
+from gpuspawner.candidates import Verdict
+from gpuspawner.dockerd.images import Images
+from gpuspawner.errors import BuildError
+from gpuspawner.recipes.image import Image
+from gpuspawner.recipes.versions import CANDIDATE, FAILED, LATEST, bad_tag
 
-# The argument by which the lowest image is told what it stands on.
-BASE = "BASE"
-
-Result = Literal["unchanged", "built", "tagged", "failed", "stopped"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was asked for. No names: all images. `base` and `ca_bundle` are looked for where they are None."""
-
-    names: tuple[str, ...] = ()
-    base: str | None = None
-    ca_bundle: Path | None = None
-    no_cache: bool = False
-
-
-@dataclass(frozen=True)
-class Step:
-    """One image of a plan: what it is to be, what the engine has, and why the two differ (nothing: they do not)."""
-
-    recipe: Recipe
-    fingerprint: Fingerprint
-    existing: BuiltImage | None
-    reasons: tuple[str, ...]
-
-    @property
-    def why(self) -> str:
-        return ", ".join(self.reasons)
-
-    @property
-    def is_lowest(self) -> bool:
-        """Whether it stands on whatever BASE names."""
-        return BASE in self.recipe.arguments
+Result = Literal["unchanged", "built", "tagged", "passed", "held", "failed", "stopped"]
+BROKEN = ("failed", "stopped")
 
 
 @dataclass(frozen=True)
@@ -75,13 +43,14 @@ class Outcome:
     seconds: float = 0.0
     size_bytes: int | None = None
     log: Path | None = None
+    verdict: Verdict | None = None
 
 
 class Show(Protocol):
-    """Where progress is shown."""
+    """Where progress is shown. Called from several threads."""
 
-    def begin(self, name: str, why: str) -> None:
-        """The work on an image begins."""
+    def begin(self, name: str, why: str, doing: str = "building") -> None:
+        """The work on an image begins, or another part of it."""
 
     def line(self, name: str, text: str) -> None:
         """One line of what the work on it prints."""
@@ -90,139 +59,265 @@ class Show(Protocol):
         """It has ended, or there was nothing to do."""
 
 
+class Trial(Protocol):
+    """What tries a candidate: `builder.trial.Trials`."""
+
+    def check(
+        self, image: str, *, parent: str | None, yardstick: str | None, smoke_tests: Mapping[str, str], say: Say
+    ) -> Verdict:
+        """Start it as the Hub would, and judge it."""
+
+    def sweep(self) -> None:
+        """Remove what a killed run left."""
+
+    def stop(self) -> None:
+        """Let a check that runs in another thread end."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Everything that a run works with."""
+
+    images: Images
+    builder: Builder
+    grounds: Grounds
+    trials: Trial
+    children: Children
+    environ: Mapping[str, str]
+
+
+class Rejected(BuildError):
+    """A candidate that did not pass."""
+
+    def __init__(self, message: str, verdict: Verdict) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
 class Refresh:
-    """One run. Every method raises BuildError or RecipeError with a sentence where it cannot go on at all."""
+    """One run. Raises BuildError or RecipeError with a sentence where it cannot go on at all."""
 
-    def __init__(self, folder: Path, options: Options, builder: Builder, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, planner: Planner, workshop: Workshop, logs: Path) -> None:
         self._folder = folder
-        self._options = options
-        self._builder = builder
-        self._environ = environ
-        self._folders = read_folders(folder)
-        self._certificates = extra_certificates(options.ca_bundle)
-        self._existing: dict[str, BuiltImage | None] = {}
-        self._logs = log_folder(environ)
-
-    def plan(self, base: str | None = None) -> tuple[Step, ...]:
-        """What is to be done, parents first.
-
-        `base` is what the lowest image will stand on: by default what was asked for, else what it stands on already.
-        """
-        shelf = self._shelf(base or self._options.base or self._made_before())
-        names = self._options.names or tuple(shelf)
-        chosen = recipes.in_order(shelf, names)
-        outside = {"this machine's CA bundle": "".join(self._certificates)} if self._certificates else {}
-        prints = recipes.fingerprints(shelf, outside=outside)
-        steps = []
-        for recipe in chosen:
-            image = self._image(recipe)
-            why = recipes.reasons(prints[recipe.name], image.labels if image else None)
-            if not why and self._options.no_cache and recipe.name in names:
-                why = ("--no-cache",)
-            steps.append(Step(recipe, prints[recipe.name], image, why))
-        return tuple(steps)
+        self._planner = planner
+        self._work = workshop
+        self._logs = logs
+        self._ground: Ground | None = None
+        self._no_ground: dict[str, BuildError] = {}
+        self._network: str | None = None
+        self._revision = revision_of(folder)
 
     def run(self, show: Show) -> tuple[Outcome, ...]:
         """Build what is stale. A failed image stops those that stand on it, and no others."""
-        steps = self.plan()
-        ground: Ground | BuildError | None = None
-        if lowest := next((step for step in steps if step.is_lowest and step.reasons), None):
-            ground = self._ground(lowest, show)
-            if isinstance(ground, Ground):
-                steps = self.plan(ground.name)
-        outcomes: dict[str, Outcome] = {}
-        for step in steps:
-            parents = [outcomes[name] for name in step.recipe.parents]
-            outcomes[step.recipe.name] = outcome = self._do(step, parents, ground, show)
-            show.end(outcome)
-        return tuple(outcomes.values())
+        self._sweep()
+        steps = self._on_the_ground(show)
+        self._network = self._work.images.build_network()
+        return self._in_order(steps, lambda step, parents: self._do(step, parents, show), show)
 
-    def _do(self, step: Step, parents: list[Outcome], ground: Ground | BuildError | None, show: Show) -> Outcome:
-        name = step.recipe.name
-        if broken := next((parent for parent in parents if parent.result in ("failed", "stopped")), None):
-            return Outcome(name, "stopped", f"{broken.name} was not built")
+    def check(self, show: Show) -> tuple[Outcome, ...]:
+        """Try the images that servers start from now, one after another, and change nothing."""
+        self._work.trials.sweep()
+        outcomes = []
+        for step in self._planner.plan():
+            if step.existing is None:
+                outcome = Outcome(step.name, "failed", "never built")
+            else:
+                began = time.monotonic()
+                outcome = self._judged(step, step.existing, show)
+                outcome = replace(outcome, seconds=time.monotonic() - began)
+            show.end(outcome)
+            outcomes.append(outcome)
+        return tuple(outcomes)
+
+    # --- in which order -----------------------------------------------------------------------------------------------
+
+    def _in_order(
+        self, steps: tuple[Step, ...], do: Callable[[Step, list[Outcome]], Outcome], show: Show
+    ) -> tuple[Outcome, ...]:
+        """Each image after its parents, as many side by side as were asked for."""
+        done: dict[str, Outcome] = {}
+        waiting = list(steps)
+        running: dict[Future[Outcome], Step] = {}
+        pool = ThreadPoolExecutor(max(1, self._planner.options.jobs), thread_name_prefix="image")
+        try:
+            while waiting or running:
+                for step in [step for step in waiting if all(parent in done for parent in step.recipe.parents)]:
+                    waiting.remove(step)
+                    running[pool.submit(do, step, [done[name] for name in step.recipe.parents])] = step
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    step = running.pop(future)
+                    done[step.name] = future.result()
+                    show.end(done[step.name])
+        finally:
+            # Left early (Ctrl-C): what runs is ended, and not waited for to its own end.
+            if running:
+                self._work.children.stop()
+                self._work.trials.stop()
+            pool.shutdown(cancel_futures=True)
+        return tuple(done[step.name] for step in steps)
+
+    # --- what images stand on -----------------------------------------------------------------------------------------
+
+    def _on_the_ground(self, show: Show) -> tuple[Step, ...]:
+        """The plan, after what comes from elsewhere has been fetched, as far as it is needed."""
+        steps = self._planner.plan()
+        refresh = self._planner.options.pull
+        fresh: dict[str, str] = {}
+        for step in steps:
+            if step.recipe.parent.recipe or not (step.is_due or refresh):
+                continue
+            show.begin(step.name, step.why or "looking for a newer base")
+            with self._logging(step.name, show, append=False) as say:
+                try:
+                    fresh.update(self._fetch(step, refresh, say))
+                except BuildError as error:
+                    say(str(error))
+                    self._no_ground[step.name] = error
+        self._planner.forget()
+        return self._planner.plan(base=self._ground.name if self._ground else None, fresh=fresh)
+
+    def _fetch(self, step: Step, refresh: bool, say: Say) -> dict[str, str]:
+        """The digest of what the image stands on, by its reference."""
+        if not step.is_lowest:
+            reference = step.recipe.parent.reference
+            return {reference: self._work.grounds.foreign(reference, refresh=refresh, say=say).digest}
+        ground = self._ground = self._work.grounds.lowest(
+            wanted=self._planner.options.base,
+            default=self._planner.shelf(None)[step.name].arguments[BASE] or "",
+            certificates=self._planner.certificates,
+            refresh=refresh,
+            say=say,
+        )
+        return {ground.name: ground.digest}
+
+    # --- one image ----------------------------------------------------------------------------------------------------
+
+    def _do(self, step: Step, parents: list[Outcome], show: Show) -> Outcome:
+        size = step.existing.size_bytes if step.existing else None
+        if broken := next((parent for parent in parents if parent.result in BROKEN), None):
+            return Outcome(step.name, "stopped", f"{broken.name} was not built", size_bytes=size)
+        if step.held:
+            return Outcome(step.name, "held", HELD.format(name=step.name), size_bytes=size)
         anew = next((parent for parent in parents if parent.result == "built"), None)
         if not step.reasons and not anew:
-            return Outcome(name, "unchanged", size_bytes=step.existing.size_bytes if step.existing else None)
+            return Outcome(step.name, "unchanged", size_bytes=size)
         why = step.why or f"parent {anew.name if anew else ''} was built anew"
         began = time.monotonic()
         try:
-            if step.is_lowest and isinstance(ground, BuildError):
-                raise ground
-            result = self._build(step, ground if isinstance(ground, Ground) else None, show, why)
-            built = self._builder.image(f"{step.recipe.reference}:latest")
+            if step.name in self._no_ground:
+                raise self._no_ground[step.name]
+            outcome = self._made(step, show, why)
         except BuildError as error:
-            return Outcome(name, "failed", str(error), time.monotonic() - began, log=self._log(name))
-        return Outcome(name, result, why, time.monotonic() - began, built.size_bytes if built else None)
+            verdict = error.verdict if isinstance(error, Rejected) else None
+            outcome = Outcome(step.name, "failed", str(error), log=self._log(step.name), verdict=verdict)
+        return replace(outcome, seconds=time.monotonic() - began)
 
-    def _build(self, step: Step, ground: Ground | None, show: Show, why: str) -> Result:
-        recipe = step.recipe
-        exact = f"{recipe.reference}:{step.fingerprint.tag}"
-        result: Result = "built"
-        # An image of exactly this content, from before a change that was taken back.
-        if self._options.no_cache or not step.reasons or self._builder.image(exact) is None:
-            show.begin(recipe.name, why)
-            with self._logging(recipe.name, show, append=step.is_lowest) as say:
-                self._builder.build(self._job(step, exact, ground, say), say)
-        else:
-            result = "tagged"
-        self._builder.tag(exact, f"{recipe.reference}:latest")
-        return result
+    def _made(self, step: Step, show: Show, why: str) -> Outcome:
+        # An image of exactly this content, which has passed: from before a change that was taken back.
+        if step.made and step.reasons and not self._planner.is_anew(step.name):
+            self._work.images.tag(step.exact, step.latest)
+            return Outcome(step.name, "tagged", why, size_bytes=step.made.size_bytes)
+        show.begin(step.name, why)
+        candidate = f"{step.recipe.reference}:{CANDIDATE}{step.fingerprint.tag}"
+        with self._logging(step.name, show, append=not step.recipe.parent.recipe) as say:
+            self._work.builder.build(self._job(step, candidate, say), say)
+        image = self._work.images.get(candidate)
+        if image is None:
+            raise BuildError(f"{candidate} was built and is not in the engine: is its disk full?")
+        outcome = self._judged(step, image, show)
+        if outcome.result == "failed":
+            self._work.images.tag(candidate, f"{step.recipe.reference}:{FAILED}")
+            self._work.images.untag(candidate)
+            assert outcome.verdict is not None  # noqa: S101  (it is what failed)
+            raise Rejected(outcome.why, outcome.verdict)
+        self._promote(step, candidate)
+        return Outcome(step.name, "built", why, size_bytes=image.size_bytes, verdict=outcome.verdict)
 
-    def _job(self, step: Step, tag: str, ground: Ground | None, say: Say) -> Job:
+    def _promote(self, step: Step, candidate: str) -> None:
+        """From the second line on, servers start from it."""
+        self._work.images.tag(candidate, step.exact)
+        self._work.images.tag(candidate, step.latest)
+        self._work.images.untag(candidate)
+        bad = f"{step.recipe.reference}:{bad_tag(step.fingerprint.digest)}"
+        if self._work.images.get(bad):
+            # Moved before it is taken away: no engine takes the last name of an image that a server runs from.
+            self._work.images.tag(step.exact, bad)
+            self._work.images.untag(bad)
+
+    def _judged(self, step: Step, image: Image, show: Show) -> Outcome:
+        show.begin(step.name, "started as the Hub starts it", "checking")
+        line = recipes.in_order(self._planner.shelf(None), [step.name])
+        smoke_tests = {
+            ancestor.name: self._planner.folders[ancestor.name]["smoke_test.py"].content.decode()
+            for ancestor in line
+            if "smoke_test.py" in self._planner.folders[ancestor.name]
+        }
+        with self._logging(step.name, show, append=True) as say:
+            verdict = self._work.trials.check(
+                image.id,
+                parent=self._parent(step),
+                yardstick=self._yardstick(step),
+                smoke_tests=smoke_tests,
+                say=say,
+            )
+            for finding in verdict.findings:
+                say(f"{finding.check}: {finding.text}")
+        result: Result = "passed" if verdict.ok else "failed"
+        why = "" if verdict.ok else " ".join(finding.text for finding in verdict.findings)
+        return Outcome(step.name, result, why, size_bytes=image.size_bytes, log=self._log(step.name), verdict=verdict)
+
+    def _parent(self, step: Step) -> str | None:
+        """What the image stands on, as far as the engine has it under a name."""
+        reference = f"{step.recipe.parent.reference}:{LATEST}" if step.recipe.parent.recipe else self._below(step)
+        return reference if reference and self._work.images.get(reference) else None
+
+    def _below(self, step: Step) -> str:
+        return self._ground.reference if step.is_lowest and self._ground else step.recipe.parent.reference
+
+    def _yardstick(self, step: Step) -> str | None:
+        """The image that a boot is measured against: the lowest of the shelf, for all but itself."""
+        lowest = next((recipe for recipe in self._planner.shelf(None).values() if BASE in recipe.arguments), None)
+        if lowest is None or step.is_lowest:
+            return None
+        reference = f"{lowest.reference}:{LATEST}"
+        return reference if self._work.images.get(reference) else None
+
+    def _job(self, step: Step, tag: str, say: Say) -> Job:
         recipe = step.recipe
-        given = network_arguments(self._environ, say)
-        parent = recipe.parent.reference
-        if step.is_lowest and ground:
-            given[BASE] = ground.reference
-            parent = ground.name
+        given = {**network_arguments(self._work.environ, say), **self._planner.options.arguments}
+        parent, digest = recipe.parent.reference, ""
+        if step.is_lowest and self._ground:
+            given[BASE] = self._ground.reference
+            parent, digest = self._ground.name, self._ground.digest
+        elif below := self._work.images.get(f"{parent}:{LATEST}" if recipe.parent.recipe else parent):
+            digest = below.digest
+        labels = {
+            **step.fingerprint.labels(),
+            recipes.TITLE_LABEL: recipe.reference,
+            recipes.CREATED_LABEL: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            recipes.REVISION_LABEL: self._revision,
+            recipes.BASE_NAME_LABEL: parent,
+            recipes.BASE_DIGEST_LABEL: digest,
+        }
         return Job(
-            folder=self._folder / recipe.name,
             tag=tag,
-            labels={
-                **step.fingerprint.labels(),
-                recipes.TITLE_LABEL: recipe.reference,
-                recipes.CREATED_LABEL: datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                recipes.BASE_NAME_LABEL: parent,
-            },
+            files=recipe.files,
+            labels={name: value for name, value in labels.items() if value},
             # Docker knows the proxies without being told; any other argument has to be declared.
             arguments={key: value for key, value in given.items() if key in recipe.arguments or "proxy" in key.lower()},
-            no_cache=self._options.no_cache,
+            no_cache=self._planner.options.no_cache,
+            network=self._network,
             needs_buildkit=recipe.needs_buildkit,
         )
 
-    def _ground(self, lowest: Step, show: Show) -> Ground | BuildError:
-        name = lowest.recipe.name
-        show.begin(name, lowest.why)
-        with self._logging(name, show, append=False) as say:
-            try:
-                return find_ground(
-                    self._builder,
-                    wanted=self._options.base,
-                    default=self._shelf(None)[name].arguments[BASE] or "",
-                    certificates=self._certificates,
-                    say=say,
-                )
-            except BuildError as error:
-                say(str(error))
-                return error
-
-    def _shelf(self, base: str | None) -> Shelf:
-        return recipes.read_shelf(self._folders, {BASE: base} if base else {})
-
-    def _image(self, recipe: Recipe) -> BuiltImage | None:
-        if recipe.name not in self._existing:
-            self._existing[recipe.name] = self._builder.image(f"{recipe.reference}:latest")
-        return self._existing[recipe.name]
-
-    def _made_before(self) -> str | None:
-        """A system that was made because no registry answered stays what the images stand on."""
-        for recipe in self._shelf(None).values():
-            if BASE in recipe.arguments and (image := self._image(recipe)):
-                name = image.labels.get(recipes.BASE_NAME_LABEL, "")
-                if name.startswith(recipes.PREFIX):
-                    return name
-        return None
+    def _sweep(self) -> None:
+        """Remove what a run left that was killed."""
+        self._work.trials.sweep()
+        for image in self._work.images.built_here():
+            for reference in image.references:
+                if reference.rpartition(":")[2].startswith(CANDIDATE):
+                    self._work.images.untag(reference)
 
     def _log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
@@ -233,30 +328,28 @@ class Refresh:
 
             def say(line: str) -> None:
                 log.write(line + "\n")
+                log.flush()
                 show.line(name, line)
 
             yield say
 
 
-def read_folders(folder: Path) -> dict[str, Folder]:
-    """What is in each image folder. Times and owners are not read: they make no difference."""
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
-    return {path.name: _read_folder(path) for path in found}
+HELD = (
+    "this content was rolled back, so what was good before stays in use. Change its folder, or build it anew as it is: "
+    "images/build_images.py --no-cache {name}"
+)
 
 
-def _read_folder(folder: Path) -> Folder:
-    found: dict[str, ContextFile] = {}
-    for root, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(root) / name
-            if path.is_symlink():
-                file = ContextFile(os.fsencode(path.readlink()), is_link=True)
-            elif path.is_file():
-                file = ContextFile(path.read_bytes(), executable=bool(path.stat().st_mode & 0o111))
-            else:
-                continue
-            found[path.relative_to(folder).as_posix()] = file
-    return found
+def revision_of(folder: Path) -> str:
+    """The commit that the folder is at, "-dirty" after it where files differ from it; "" outside of a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def log_folder(environ: Mapping[str, str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -11,14 +11,47 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gpuspawner.build_images.refresh import Outcome, Step
-from gpuspawner.builder import BuiltImage, step_of
+from gpuspawner.build_images.plan import Step
+from gpuspawner.build_images.refresh import Outcome
+from gpuspawner.build_images.report import state_of
+from gpuspawner.builder.build import step_of
 from gpuspawner.recipes import CREATED_LABEL
+from gpuspawner.recipes.versions import Cost
 from gpuspawner.units import format_bytes, format_duration
 
 LINES_OF_A_FAILURE = 15
 LONGEST_STEP = 100
-_STYLES = {"built": "green", "tagged": "green", "unchanged": "dim", "failed": "bold red", "stopped": "yellow"}
+_STYLES = {
+    "built": "green",
+    "tagged": "green",
+    "unchanged": "dim",
+    "passed": "green",
+    "held": "yellow",
+    "failed": "bold red",
+    "stopped": "yellow",
+}
+_STATES = {"current": "green", "stale": "yellow", "missing": "yellow", "held": "yellow"}
+# What a run itself says in between, and a person without a terminal wants to read.
+_WORTH_READING = ("Pulling ", "Making ", "Trying ")
+
+
+class NoShow:
+    """Nothing: the result is for a program."""
+
+    def __enter__(self) -> NoShow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def begin(self, name: str, why: str, doing: str = "building") -> None:
+        """Nothing."""
+
+    def line(self, name: str, text: str) -> None:
+        """Nothing."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Nothing."""
 
 
 class PlainShow:
@@ -34,15 +67,15 @@ class PlainShow:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def begin(self, name: str, why: str) -> None:
+    def begin(self, name: str, why: str, doing: str = "building") -> None:
         """Say that the work on an image begins, once for the same reason."""
-        self._print(name, f"building: {why}")
+        self._print(name, f"{doing}: {why}")
 
     def line(self, name: str, text: str) -> None:
         """Say which step a line of output begins, if it begins one, and pass on what the program itself says."""
         if step := step_of(text):
             self._print(name, step if len(step) <= LONGEST_STEP else step[: LONGEST_STEP - 1] + "…")
-        elif text.startswith(("Pulling ", "Making ")) or " cannot be pulled (" in text or "holds a password" in text:
+        elif text.startswith(_WORTH_READING) or " cannot be pulled: " in text or "holds a password" in text:
             self._print(name, text)
 
     def end(self, outcome: Outcome) -> None:
@@ -72,10 +105,10 @@ class LiveShow:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def begin(self, name: str, why: str) -> None:
+    def begin(self, name: str, why: str, doing: str = "building") -> None:
         """The clock of this image runs from its first beginning."""
         began = self._rows[name][2]
-        self._rows[name] = ("building", why, time.monotonic() if began is None else began)
+        self._rows[name] = (doing, why, time.monotonic() if began is None else began)
 
     def line(self, name: str, text: str) -> None:
         """The step stays until the next one begins."""
@@ -87,10 +120,11 @@ class LiveShow:
         self._rows[outcome.name] = (outcome.result, outcome.why, None)
 
     def _table(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for column in ({"no_wrap": True}, {"no_wrap": True}, {"justify": "right", "no_wrap": True}):
-            table.add_column(**column)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(no_wrap=True, min_width=max(map(len, self._rows), default=0))
+        table.add_column(no_wrap=True, min_width=len("unchanged"))
+        table.add_column(no_wrap=True, min_width=len("12 min"), justify="right")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for name, (result, step, began) in self._rows.items():
             elapsed = str(format_duration(round(time.monotonic() - began))) if began is not None else ""
             table.add_row(name, Text(result, _STYLES.get(result, "")), elapsed, Text(step))
@@ -99,14 +133,16 @@ class LiveShow:
 
 def outcome_table(outcomes: Iterable[Outcome]) -> Table:
     """What became of each image."""
-    table = _headed("image", "result", ">size", ">time", "why")
+    table = _headed("image", "result", ">size", ">time", ">first answer", "why")
     for outcome in outcomes:
+        boot = outcome.verdict.boot if outcome.verdict else None
         table.add_row(
             outcome.name,
             Text(outcome.result, _STYLES[outcome.result]),
             format_bytes(outcome.size_bytes) if outcome.size_bytes is not None else "",
             str(format_duration(round(outcome.seconds))) if outcome.seconds >= 1 else "",
-            Text(outcome.why),
+            f"{boot.seconds:.1f} s" if boot else "",
+            Text(outcome.why if outcome.result != "failed" else "see below"),
         )
     return table
 
@@ -115,24 +151,42 @@ def plan_table(steps: Iterable[Step]) -> Table:
     """What would be done, in order."""
     table = _headed("image", "stands on", "would be", "why")
     for step in steps:
-        would_be = Text("built", "green") if step.reasons else Text("left as it is", "dim")
-        table.add_row(step.recipe.name, step.recipe.parent.reference, would_be, Text(step.why))
+        if step.held:
+            would_be, why = Text("left as it is", "yellow"), "its content was rolled back"
+        else:
+            would_be = Text("built", "green") if step.reasons else Text("left as it is", "dim")
+            would_be = Text("tagged", "green") if step.reasons and step.made else would_be
+            why = step.why
+        table.add_row(step.name, step.recipe.parent.reference, would_be, Text(why))
     return table
 
 
-def shelf_table(steps: Iterable[Step]) -> Table:
-    """What there is."""
-    table = _headed("image", "stands on", "tag", ">size", "built", "state")
+def shelf_table(steps: Iterable[Step], costs: Mapping[str, Cost], total_bytes: int) -> Table:
+    """What there is, each image under what it stands on, and what it costs: "own" is what no other one has."""
+    table = _headed("image", ">size", ">shared", ">own", "built", "state")
+    added_up = 0
+    depths: dict[str, int] = {}
     for step in steps:
-        image: BuiltImage | None = step.existing
+        image, cost = step.existing, costs.get(step.name)
+        added_up += cost.size_bytes if cost else 0
+        depths[step.name] = depth = depths.get(step.recipe.parent.recipe or "", -1) + 1
+        state = state_of(step)
+        words = {
+            "current": "up to date",
+            "stale": step.why,
+            "missing": "never built",
+            "held": "rolled back",
+        }[state]
         table.add_row(
-            step.recipe.name,
-            step.recipe.parent.reference,
-            step.fingerprint.tag if not step.reasons else "",
-            format_bytes(image.size_bytes) if image else "",
-            image.labels.get(CREATED_LABEL, "")[:16].replace("T", " ") if image else "",
-            Text(f"to be built: {step.why}", "yellow") if step.reasons else Text("up to date", "green"),
+            "  " * depth + step.name,
+            format_bytes(cost.size_bytes) if cost else "",
+            format_bytes(cost.shared_bytes) if cost else "",
+            format_bytes(cost.own_bytes) if cost else "",
+            image.labels.get(CREATED_LABEL, "")[:10] if image else "",
+            Text(words, _STATES[state]),
         )
+    table.add_section()
+    table.add_row("on disk", format_bytes(total_bytes), "", "", "", f"{format_bytes(added_up)} without sharing")
     return table
 
 
@@ -144,15 +198,23 @@ def _headed(*columns: str) -> Table:
 
 
 def print_failures(console: Console, outcomes: Iterable[Outcome]) -> None:
-    """For each image that failed: the last lines of its build, and the file that has them all."""
+    """For each image that failed: what was found wrong with it, or the last lines of its build; and where all is."""
+
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     for outcome in outcomes:
         if outcome.result != "failed":
             continue
-        console.print(
-            f"\n{outcome.name}: {outcome.why}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
-        if outcome.log and outcome.log.is_file():
-            lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
-            for line in lines[-LINES_OF_A_FAILURE:]:
-                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-            console.print(f"The whole output is in {outcome.log}", markup=False, highlight=False, soft_wrap=True)
+        if outcome.verdict:
+            line(f"\n{outcome.name} did not pass. New servers start from what was there before.", "bold red")
+            for finding in outcome.verdict.findings:
+                line(f"  {finding.check}: {finding.text}")
+        else:
+            line(f"\n{outcome.name}: {outcome.why}", "bold red")
+            if outcome.log and outcome.log.is_file():
+                lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
+                for last in lines[-LINES_OF_A_FAILURE:]:
+                    line(f"  {last}")
+        if outcome.log:
+            line(f"The whole output is in {outcome.log}")

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shlex
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuspawner.builder.docker_cli import Builder, BuildError, Job, Say, stream
+from gpuspawner.builder.archive import Archive, host_archive
+from gpuspawner.builder.build import Builder, Job
+from gpuspawner.builder.children import Children, Say
+from gpuspawner.dockerd.images import Images
+from gpuspawner.errors import BuildError
+from gpuspawner.recipes import PREFIX, ContextFile
+from gpuspawner.recipes.image import Image
 
+PACKAGES_LABEL = "gpuspawner.packages"
 REGISTRY_SECONDS = 10.0
-HOST_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
-DISTRIBUTION_CERTIFICATES = Path("/usr/share/ca-certificates")
 
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END CERTIFICATE-----")
-_ONE_LINE = re.compile(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s+(.+)")
 # As in Debian's own slim images: 60 MB that nobody reads in a container. Licences stay.
 _SLIM = """\
 path-exclude /usr/share/doc/*
@@ -35,96 +37,133 @@ path-exclude /usr/share/info/*
 
 
 @dataclass(frozen=True)
-class Archive:
-    """The package archive of this machine's distribution, as its apt sources name it."""
-
-    distribution: str
-    version: str
-    suite: str
-    mirror: str
-    keyring: str
-    components: tuple[str, ...]
-    source_lines: tuple[str, ...]
-
-    @property
-    def reference(self) -> str:
-        """The image that is made from it."""
-        return f"gpuspawner/{self.distribution}:{self.version}"
-
-
-@dataclass(frozen=True)
 class Ground:
-    """What goes into `FROM`, and the name of the system in it, without the thin layer of certificates."""
+    """What goes into `FROM`; the name of the system in it, without the thin layer of certificates, and its digest."""
 
     reference: str
     name: str
+    digest: str
 
 
-def find_ground(
-    builder: Builder,
-    *,
-    wanted: str | None,
-    default: str,
-    certificates: tuple[str, ...],
-    say: Say,
-    etc: Path = Path("/etc"),
-) -> Ground:
-    """The image that the lowest recipe is built on, pulled or made if need be. `wanted` is never replaced by another.
+class Grounds:
+    """Finds, refreshes and makes the images that come from elsewhere.
 
-    What an earlier run made stays in use, also when a registry answers now: images do not change for that.
-
-    Raises:
-        BuildError: it can be had neither way, with the reasons.
+    Every method raises BuildError with the reasons where an image can be had in no way.
     """
-    name = wanted or _made_before(builder, etc) or default
-    if builder.image(name) is None:
-        say(f"Pulling {name}")
-        said: list[str] = []
-        if not builder.pull(name, said.append, answer_within_seconds=REGISTRY_SECONDS):
-            reason = said[-1] if said else f"no answer within {REGISTRY_SECONDS:g} seconds"
-            if wanted:
-                raise BuildError(f"{name} is not in the engine and cannot be pulled: {reason}")
-            say(f"{name} cannot be pulled ({reason}).")
-            name = _make_system(builder, say, reason, etc)
-    return Ground(_trusting(builder, name, certificates, say), name)
 
+    def __init__(self, images: Images, builder: Builder, children: Children, etc: Path = Path("/etc")) -> None:
+        self._images = images
+        self._builder = builder
+        self._children = children
+        self._etc = etc
 
-def _made_before(builder: Builder, etc: Path) -> str | None:
-    try:
-        reference = host_archive(etc).reference
-    except BuildError:
-        return None
-    return reference if builder.image(reference) else None
+    def lowest(
+        self, *, wanted: str | None, default: str, certificates: tuple[str, ...], refresh: bool, say: Say
+    ) -> Ground:
+        """The image that the lowest recipe is built on, pulled or made if need be.
 
+        `wanted` is never replaced by another. What an earlier run made stays in use, also when a registry answers now:
+        images do not change for that. `refresh` asks for the newest.
+        """
+        name = wanted or self._made_before() or default
+        if name.startswith(PREFIX) and self._images.get(name):
+            if refresh and not wanted:
+                self._make(say)
+        else:
+            try:
+                self.foreign(name, refresh=refresh, say=say)
+            except BuildError as error:
+                if wanted:
+                    raise
+                say(str(error))
+                name = self._make(say)
+        return self._trusting(name, certificates, say)
 
-def _make_system(builder: Builder, say: Say, why: str, etc: Path) -> str:
-    """Make this machine's distribution into an image with debootstrap; the image's name."""
-    archive = host_archive(etc)
-    search = builder.environment.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    program = shutil.which("debootstrap", path=search)
-    instead = "or name a base image that this machine can reach, with --base IMAGE"
-    if program is None:
-        raise BuildError(f"No base image: {why}. Install debootstrap ('apt-get install debootstrap'), {instead}.")
-    if os.geteuid() != 0:
-        raise BuildError(f"No base image: {why}. Making one with debootstrap needs root: use sudo, {instead}.")
-    say(f"Making {archive.reference} from this machine's package archive, {archive.mirror} (half a minute).")
-    # Not the usual folder for temporary files: that one is often small, or mounted without device nodes.
-    with tempfile.TemporaryDirectory(prefix="gpuspawner-", dir="/var/tmp") as folder:
-        root = Path(folder) / "root"
-        argv = [program, "--variant=minbase", "--include=ca-certificates"]
-        argv += [f"--keyring={archive.keyring}"] if Path(archive.keyring).is_file() else []
-        argv += [f"--components={','.join(archive.components)}", archive.suite, str(root), archive.mirror]
-        last = ["it said nothing"]
+    def foreign(self, reference: str, *, refresh: bool, say: Say) -> Image:
+        """An image from a registry: pulled where it is missing, or where `refresh` finds a newer one."""
+        image = self._images.get(reference)
+        if image and not refresh:
+            return image
+        try:
+            digest = self._images.remote_digest(reference, answer_within_seconds=REGISTRY_SECONDS)
+            if image is None or digest != image.digest:
+                say(f"Pulling {reference}")
+                self._images.pull(reference, say)
+                image = self._images.get(reference)
+        except BuildError as error:
+            if image is None:
+                raise BuildError(f"{reference} is not in the engine and cannot be pulled: {error}") from error
+            say(f"{reference} cannot be refreshed ({error}): the one that is here stays.")
+        if image is None:
+            raise BuildError(f"{reference} was pulled and is not in the engine: is its disk full?")
+        return image
 
-        def note(line: str) -> None:
-            last[0] = line
-            say(line)
+    def _made_before(self) -> str | None:
+        try:
+            reference = host_archive(self._etc).reference
+        except BuildError:
+            return None
+        return reference if self._images.get(reference) else None
 
-        if stream(argv, note, environ={**builder.environment, "PATH": search}) != 0:
-            raise BuildError(f"debootstrap failed: {last[0]}. Look at the mirror, {instead}.")
-        _tidy(root, archive)
-        builder.load_tree(root, archive.reference)
-    return archive.reference
+    def _make(self, say: Say) -> str:
+        """Make this machine's distribution into an image with debootstrap; the image's name."""
+        archive = host_archive(self._etc)
+        search = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+        program = shutil.which("debootstrap", path=search)
+        instead = "or name a base image that this machine can reach, with --base IMAGE"
+        if program is None:
+            raise BuildError(
+                f"A base system is made with debootstrap. Install it (apt-get install debootstrap), {instead}."
+            )
+        if os.geteuid() != 0:
+            raise BuildError(f"Making a base system with debootstrap needs root: use sudo, {instead}.")
+        say(f"Making {archive.reference} from this machine's package archive, {archive.mirror} (half a minute).")
+        # Not the usual folder for temporary files: that one is often small, or mounted without device nodes.
+        with tempfile.TemporaryDirectory(prefix="gpuspawner-", dir="/var/tmp") as folder:
+            root = Path(folder) / "root"
+            argv = [program, "--variant=minbase", "--include=ca-certificates"]
+            argv += [f"--keyring={archive.keyring}"] if Path(archive.keyring).is_file() else []
+            argv += [f"--components={','.join(archive.components)}", archive.suite, str(root), archive.mirror]
+            last = ["it said nothing"]
+
+            def note(line: str) -> None:
+                last[0] = line
+                say(line)
+
+            if self._children.run(argv, note, environ={**os.environ, "PATH": search}) != 0:
+                raise BuildError(f"debootstrap failed: {last[0]}. Look at the mirror, {instead}.")
+            packages = hashlib.sha256((root / "var/lib/dpkg/status").read_bytes()).hexdigest()
+            before = self._images.get(archive.reference)
+            if before and before.labels.get(PACKAGES_LABEL) == packages:
+                say(f"{archive.reference} holds the newest packages already.")
+            else:
+                _tidy(root, archive)
+                self._load(root, archive.reference, {PACKAGES_LABEL: packages})
+        return archive.reference
+
+    def _load(self, root: Path, reference: str, labels: Mapping[str, str]) -> None:
+        argv = ["tar", "--numeric-owner", "--one-file-system", "-C", str(root), "-c", "."]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as tar:
+            assert tar.stdout is not None  # noqa: S101  (asked for above)
+            self._images.load(tar.stdout, reference, labels=labels)
+        if tar.returncode != 0:
+            raise BuildError(f"The files of {reference} could not be packed: tar ended with {tar.returncode}.")
+
+    def _trusting(self, name: str, certificates: tuple[str, ...], say: Say) -> Ground:
+        """The system with further certificates where apt and pip will look for them."""
+        image = self._images.get(name)
+        if image is None:
+            raise BuildError(f"{name} is gone from the engine. Try again.")
+        if not certificates:
+            return Ground(name, name, image.digest)
+        identity = "\n".join((image.id, *certificates))
+        reference = f"{PREFIX}ground:{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        if self._images.get(reference) is None:
+            dockerfile = f"FROM {name}\nCOPY *.crt /usr/local/share/ca-certificates/\n"
+            files = {f"this-machine-{number}.crt": text for number, text in enumerate(certificates, 1)}
+            folder = {path: ContextFile(text.encode()) for path, text in {**files, "Dockerfile": dockerfile}.items()}
+            self._builder.build(Job(reference, folder), say)
+        return Ground(reference, name, image.digest)
 
 
 def _tidy(root: Path, archive: Archive) -> None:
@@ -139,148 +178,3 @@ def _tidy(root: Path, archive: Archive) -> None:
                 path.unlink()
     for name in ("usr/share/locale", "usr/share/man", "usr/share/info"):
         shutil.rmtree(root / name, ignore_errors=True)
-
-
-def _trusting(builder: Builder, name: str, certificates: tuple[str, ...], say: Say) -> str:
-    """The system with further certificates where apt and pip will look for them; its name where there are none."""
-    if not certificates:
-        return name
-    image = builder.image(name)
-    identity = "\n".join((image.id if image else name, *certificates))
-    reference = f"gpuspawner/ground:{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if builder.image(reference) is None:
-        with tempfile.TemporaryDirectory(prefix="gpuspawner-") as folder:
-            for number, certificate in enumerate(certificates, 1):
-                (Path(folder) / f"this-machine-{number}.crt").write_text(certificate)
-            dockerfile = f"FROM {name}\nCOPY *.crt /usr/local/share/ca-certificates/\n"
-            (Path(folder) / "Dockerfile").write_text(dockerfile)
-            builder.build(Job(Path(folder), reference), say)
-    return reference
-
-
-# --- certificates -----------------------------------------------------------------------------------------------------
-
-
-def certificates_in(text: str) -> tuple[str, ...]:
-    """The certificates of a PEM bundle, each once and spelled the same way, in a fixed order."""
-    bodies = {"".join(match[1].split()) for match in _PEM.finditer(text)}
-    return tuple(
-        "-----BEGIN CERTIFICATE-----\n"
-        + "\n".join(body[at : at + 64] for at in range(0, len(body), 64))
-        + "\n-----END CERTIFICATE-----\n"
-        for body in sorted(bodies)
-    )
-
-
-def extra_certificates(bundle: Path | None) -> tuple[str, ...]:
-    """What a bundle (by default this machine's) holds beyond the distribution's own certificates, which images have.
-
-    Raises:
-        BuildError: a bundle was named that cannot be read or holds no certificate.
-    """
-    try:
-        found = certificates_in((bundle or HOST_BUNDLE).read_text(errors="replace"))
-    except OSError as error:
-        if bundle is None:
-            return ()
-        raise BuildError(f"The certificates in {bundle} cannot be read: {error.strerror}.") from error
-    if bundle and not found:
-        raise BuildError(f"{bundle} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----).")
-    usual: set[str] = set()
-    for path in DISTRIBUTION_CERTIFICATES.rglob("*.crt"):
-        usual.update(certificates_in(path.read_text(errors="replace")))
-    return tuple(certificate for certificate in found if certificate not in usual)
-
-
-# --- this machine's apt sources ---------------------------------------------------------------------------------------
-
-
-def host_archive(etc: Path = Path("/etc")) -> Archive:
-    """The archive that this machine installs from.
-
-    Raises:
-        BuildError: this machine is neither Debian nor Ubuntu, or its apt sources name no archive of it.
-    """
-    files = [etc / "apt/sources.list", *sorted((etc / "apt/sources.list.d").glob("*"))]
-    sources = {path.name: path.read_text(errors="replace") for path in files if path.is_file()}
-    release = etc / "os-release"
-    return archive_from(release.read_text() if release.is_file() else "", sources)
-
-
-def archive_from(os_release: str, sources: Mapping[str, str]) -> Archive:
-    """The same, from the text of os-release and of the files under apt's sources (old and new form)."""
-    about = dict(word.split("=", 1) for word in shlex.split(os_release, comments=True) if "=" in word)
-    distribution, suite = about.get("ID", ""), about.get("VERSION_CODENAME", "")
-    if distribution not in ("debian", "ubuntu") or not suite:
-        called = about.get("PRETTY_NAME", "unknown")
-        raise BuildError(
-            f"A base system can be made here only on Debian and Ubuntu, and this machine is '{called}'. "
-            "Name a base image that it can reach, with --base IMAGE."
-        )
-    suites = (suite, f"{suite}-updates", f"{suite}-security")
-    wanted = ("main", "universe") if distribution == "ubuntu" else ("main",)
-    found: dict[str, _Entry] = {}
-    for entry in _entries(sources):
-        own = not entry.keyring or f"{distribution}-archive-keyring" in entry.keyring
-        if entry.suite in suites and "main" in entry.components and own:
-            found.setdefault(entry.suite, entry)
-    if suite not in found:
-        raise BuildError(
-            f"The apt sources of this machine name no archive for '{suite} main', so no base system can be made from "
-            "it. Name a base image, with --base IMAGE."
-        )
-    main = found[suite]
-    components = tuple(word for word in wanted if word in main.components)
-    return Archive(
-        distribution=distribution,
-        version=about.get("VERSION_ID", suite),
-        suite=suite,
-        mirror=main.uri,
-        keyring=main.keyring or f"/usr/share/keyrings/{distribution}-archive-keyring.gpg",
-        components=components,
-        source_lines=tuple(f"deb {found[name].uri} {name} {' '.join(components)}" for name in suites if name in found),
-    )
-
-
-@dataclass(frozen=True)
-class _Entry:
-    uri: str
-    suite: str
-    components: tuple[str, ...]
-    keyring: str
-
-
-def _entries(sources: Mapping[str, str]) -> Iterator[_Entry]:
-    for name, text in sources.items():
-        parsed = _new_form(text) if name.endswith(".sources") else _old_form(text) if name.endswith(".list") else ()
-        for entry in parsed:
-            if entry.uri.startswith(("http://", "https://")):
-                yield entry
-
-
-def _old_form(text: str) -> Iterable[_Entry]:
-    for line in text.splitlines():
-        if match := _ONE_LINE.match(line.split("#", 1)[0].strip()):
-            options = dict(word.split("=", 1) for word in (match[1] or "").split() if "=" in word)
-            yield _Entry(match[2], match[3], tuple(match[4].split()), options.get("signed-by", ""))
-
-
-def _new_form(text: str) -> Iterable[_Entry]:
-    for stanza in re.split(r"\n\s*\n", text):
-        fields: dict[str, str] = {}
-        key = ""
-        for line in stanza.splitlines():
-            if line.startswith("#"):
-                continue
-            if line[:1].isspace():
-                fields[key] = f"{fields.get(key, '')} {line.strip()}"
-            elif ":" in line:
-                key, _, value = line.partition(":")
-                key = key.strip().lower()
-                fields[key] = value.strip()
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false"):
-            continue
-        keyring = fields.get("signed-by", "").strip()
-        for uri in fields.get("uris", "").split():
-            for suite in fields.get("suites", "").split():
-                yield _Entry(uri, suite, tuple(fields.get("components", "").split()), keyring)

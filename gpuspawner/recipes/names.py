@@ -1,0 +1,10 @@
+"""The names and labels of the images that are built from the shelf."""
+
+PREFIX = "gpuspawner/"
+HASH_LABEL = "gpuspawner.context-hash"
+PARTS_LABEL = "gpuspawner.context-parts"
+TITLE_LABEL = "org.opencontainers.image.title"
+CREATED_LABEL = "org.opencontainers.image.created"
+REVISION_LABEL = "org.opencontainers.image.revision"
+BASE_NAME_LABEL = "org.opencontainers.image.base.name"
+BASE_DIGEST_LABEL = "org.opencontainers.image.base.digest"
