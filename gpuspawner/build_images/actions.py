@@ -92,13 +92,13 @@ def build(setting: Setting, registry: str | None) -> bool:
             outcomes = setting.refresh.run(shown)
         sound = [outcome.name for outcome in outcomes if outcome.result not in BROKEN]
         pushed, refused = _push(setting, registry, sound) if registry else ({}, "")
-    report.write_metrics(setting.metrics, outcomes, setting.images)
     setting.answer(report.of_a_run(outcomes, pushed, refused))
     _show_outcomes(setting, outcomes)
     for name, references in pushed.items():
         setting.say(f"{name}: pushed {', '.join(references)}")
     if refused:
         setting.say(refused)
+    report.write_metrics(setting.metrics, outcomes, setting.images)
     return len(sound) == len(outcomes) and not refused
 
 
@@ -177,9 +177,10 @@ def roll_back(setting: Setting, name: str) -> bool:
     return True
 
 
-def prune(setting: Setting, keep: int) -> bool:
-    """Remove what nobody needs any more."""
-    named = upkeep.named_in(setting.folder.parent / CONFIG)
+def prune(setting: Setting, keep: int, config: Path | None) -> bool:
+    """Remove what nobody needs any more. `config` is the Hub's, by default the one beside the images, if there is."""
+    usual = setting.folder.parent / CONFIG
+    named = upkeep.named_in(config or usual) if config or usual.exists() else frozenset()
     with setting.alone():
         removed = upkeep.prune(setting.images, keep=keep, named=named)
     setting.answer({"ok": True, "removed": [entry.reference for entry in removed]})

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,6 @@ from gpuspawner.build_images.plan import Options, Planner, say_if_current
 from gpuspawner.builder import glance
 from gpuspawner.builder.certificates import extra_certificates
 from gpuspawner.errors import BuildError, RecipeError
-
-if TYPE_CHECKING:
-    from gpuspawner.build_images.actions import Setting
 
 
 def program(folder: Path) -> typer.Typer:
@@ -44,6 +41,15 @@ def program(folder: Path) -> typer.Typer:
         keep: Annotated[
             int, typer.Option(metavar="N", min=1, help="With --prune: how many good versions of each image stay.")
         ] = 3,
+        config: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FILE",
+                envvar="GPUSPAWNER_CONFIG",
+                help="With --prune: the Hub's configuration, whose profiles may name versions that have to stay. By "
+                "default the jupyterhub_config.py beside the images.",
+            ),
+        ] = None,
         pull: Annotated[bool, typer.Option("--pull", help="Look for a newer base, and build on it.")] = False,
         no_cache: Annotated[
             bool, typer.Option("--no-cache", help="Build from nothing, also what is up to date or was rolled back.")
@@ -87,7 +93,7 @@ def program(folder: Path) -> typer.Typer:
 
         Without NAME: all of them. Servers that run keep the image that they were started from.
         """
-        wanted = [bool(option) for option in (list_, dry_run, check, rollback, prune)]
+        asked = [option for option in (list_, dry_run, check, rollback, prune) if option]
         options = Options(
             names=tuple(names or ()),
             base=base,
@@ -97,39 +103,30 @@ def program(folder: Path) -> typer.Typer:
             jobs=jobs,
         )
         with Sentences():
-            if sum(wanted) > 1:
+            if len(asked) > 1:
                 raise BuildError("--list, --dry-run, --check, --rollback and --prune each stand alone: choose one.")
             planner = Planner(folder, options, extra_certificates(ca_bundle), glance.look_or_ask)
-            if not (any(wanted) or push or pull or metrics) and say_if_current(planner.plan(), as_json=json_):
+            if not (asked or push or pull or metrics) and say_if_current(planner.plan(), as_json=json_):
                 return
             from gpuspawner.build_images import actions
 
             setting = actions.Setting(folder, planner, as_json=json_, plain=plain, metrics=metrics)
-            ok = _act(setting, rollback, push, keep, *(("list", "dry-run", "check", "rollback", "prune"), wanted))
+            if list_:
+                ok = actions.show_shelf(setting)
+            elif dry_run:
+                ok = actions.show_plan(setting)
+            elif check:
+                ok = actions.check(setting)
+            elif rollback:
+                ok = actions.roll_back(setting, rollback)
+            elif prune:
+                ok = actions.prune(setting, keep, config)
+            else:
+                ok = actions.build(setting, push)
         if not ok:
             raise typer.Exit(1)
 
     return app
-
-
-def _act(
-    setting: Setting, name: str | None, registry: str | None, keep: int, words: Iterable[str], wanted: Iterable[bool]
-) -> bool:
-    """Do the one thing that was asked for; whether all is well."""
-    from gpuspawner.build_images import actions
-
-    word = next((word for word, is_it in zip(words, wanted, strict=True) if is_it), "build")
-    if word == "list":
-        return actions.show_shelf(setting)
-    if word == "dry-run":
-        return actions.show_plan(setting)
-    if word == "check":
-        return actions.check(setting)
-    if word == "rollback":
-        return actions.roll_back(setting, name or "")
-    if word == "prune":
-        return actions.prune(setting, keep)
-    return actions.build(setting, registry)
 
 
 def _arguments(given: Iterable[str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from gpuspawner.recipes import (
 from gpuspawner.recipes.image import Image
 from gpuspawner.recipes.versions import LATEST, bad_tag
 
+MOST_REASONS = 3
 # The argument by which the lowest image is told what it stands on.
 BASE = "BASE"
 
@@ -70,8 +71,9 @@ class Step:
 
     @property
     def why(self) -> str:
-        """The reasons in one line."""
-        return ", ".join(self.reasons)
+        """The reasons in one line, the first few of many."""
+        more = len(self.reasons) - MOST_REASONS
+        return ", ".join(self.reasons[:MOST_REASONS]) + (f" and {more} more" if more > 0 else "")
 
     @property
     def is_lowest(self) -> bool:
@@ -129,8 +131,7 @@ class Planner:
             if not bad:
                 break
             held.update(bad)
-        made = self._ask(f"{recipe.reference}:{prints[recipe.name].tag}" for recipe in chosen)
-        return tuple(self._step(recipe, prints[recipe.name], latest, made, recipe.name in held) for recipe in chosen)
+        return tuple(self._step(recipe, prints[recipe.name], latest, recipe.name in held) for recipe in chosen)
 
     def shelf(self, base: str | None) -> Shelf:
         """The recipes, the lowest one standing on `base`."""
@@ -141,19 +142,14 @@ class Planner:
         """Ask the engine again from now on."""
         self._known.clear()
 
-    def _step(
-        self,
-        recipe: Recipe,
-        wanted: Fingerprint,
-        latest: Mapping[str, Image | None],
-        made: Mapping[str, Image | None],
-        held: bool,
-    ) -> Step:
+    def _step(self, recipe: Recipe, wanted: Fingerprint, latest: Mapping[str, Image | None], held: bool) -> Step:
         existing = latest[f"{recipe.reference}:{LATEST}"]
         why = reasons(wanted, existing.labels if existing else None)
+        exact = f"{recipe.reference}:{wanted.tag}"
+        made = self._ask([exact])[exact] if why else existing
         if self.is_anew(recipe.name):
             why = why or ("--no-cache",)
-        return Step(recipe, wanted, existing, made[f"{recipe.reference}:{wanted.tag}"], why, held)
+        return Step(recipe, wanted, existing, made, why, held)
 
     def is_anew(self, name: str) -> bool:
         """Whether an image is built from nothing, also if it is up to date or was rolled back."""
@@ -167,11 +163,13 @@ class Planner:
         held: Mapping[str, str],
     ) -> dict[str, str]:
         """The lowest images whose wanted content is marked as bad, with the digest of what stays in use instead."""
-        marks = {name: f"{PREFIX}{name}:{bad_tag(wanted.digest)}" for name, wanted in prints.items()}
-        known = self._ask(marks.values())
         for recipe in in_order(shelf, shelf):
             in_use = latest[f"{recipe.reference}:{LATEST}"]
-            if known[marks[recipe.name]] and in_use and recipe.name not in held and not self.is_anew(recipe.name):
+            digest = prints[recipe.name].digest
+            if in_use is None or recipe.name in held or self.is_anew(recipe.name):
+                continue
+            mark = f"{recipe.reference}:{bad_tag(digest)}"
+            if in_use.labels.get(HASH_LABEL) != digest and self._ask([mark])[mark]:
                 return {recipe.name: in_use.labels.get(HASH_LABEL, in_use.id)}
         return {}
 

@@ -167,7 +167,7 @@ class Refresh:
         for step in steps:
             if step.recipe.parent.recipe or not (step.is_due or refresh):
                 continue
-            show.begin(step.name, step.why or "looking for a newer base")
+            show.begin(step.name, step.why or "a newer base", "building" if step.is_due else "looking for")
             with self._logging(step.name, show, append=False) as say:
                 try:
                     fresh.update(self._fetch(step, refresh, say))
@@ -201,7 +201,8 @@ class Refresh:
             return Outcome(step.name, "held", HELD.format(name=step.name), size_bytes=size)
         anew = next((parent for parent in parents if parent.result == "built"), None)
         if not step.reasons and not anew:
-            return Outcome(step.name, "unchanged", size_bytes=size)
+            why = f"no newer base: {self._no_ground[step.name]}" if step.name in self._no_ground else ""
+            return Outcome(step.name, "unchanged", why, size_bytes=size)
         why = step.why or f"parent {anew.name if anew else ''} was built anew"
         began = time.monotonic()
         try:
@@ -264,7 +265,7 @@ class Refresh:
             for finding in verdict.findings:
                 say(f"{finding.check}: {finding.text}")
         result: Result = "passed" if verdict.ok else "failed"
-        why = "" if verdict.ok else " ".join(finding.text for finding in verdict.findings)
+        why = ", ".join(dict.fromkeys(finding.check for finding in verdict.findings))
         return Outcome(step.name, result, why, size_bytes=image.size_bytes, log=self._log(step.name), verdict=verdict)
 
     def _parent(self, step: Step) -> str | None:

@@ -88,8 +88,9 @@ def prune(images: Images, *, keep: int, named: frozenset[str]) -> tuple[Removed,
         versions = [image.as_version_of(name) for image in built]
         tagged = [version for version in versions if version.tags]
         keepers = used | {ref.removeprefix(f"{PREFIX}{name}:") for ref in named if ref.startswith(f"{PREFIX}{name}:")}
-        for version, tags in to_prune(tagged, keep, keepers).items():
-            removed += _remove(images, name, version, tags)
+        doomed = to_prune(tagged, keep, keepers)
+        for version in sorted(doomed, key=lambda version: (version.promoted, version.digest)):
+            removed += _remove(images, name, version, doomed[version])
     for image in built:
         if not image.references and image.id not in used:
             images.untag(image.id)
@@ -97,13 +98,15 @@ def prune(images: Images, *, keep: int, named: frozenset[str]) -> tuple[Removed,
     return tuple(removed)
 
 
-def _remove(images: Images, name: str, version: Version, tags: Iterable[str]) -> Iterable[Removed]:
+def _remove(images: Images, name: str, version: Version, tags: tuple[str, ...]) -> Iterable[Removed]:
     mark = bad_tag(version.digest)
     for tag in tags:
         reference = f"{PREFIX}{name}:{tag}"
         if tag == mark:
             # The memory of a bad one outlives its bytes.
             images.mark(reference, {HASH_LABEL: version.digest})
+            if len(version.tags) == 1:
+                images.untag(version.id)
         else:
             images.untag(reference)
         yield Removed(reference, version.size_bytes)
@@ -117,11 +120,18 @@ def _names(image: Image) -> set[str]:
 
 
 def named_in(config: Path) -> frozenset[str]:
-    """The images of the shelf that a configuration names with a tag of their own, read as text: it is not executed."""
+    """The images of the shelf that a configuration names with a tag of their own, read as text: it is not executed.
+
+    Raises:
+        BuildError: it cannot be read.
+    """
     try:
         return frozenset(_NAMED_IN_A_CONFIG.findall(config.read_text(encoding="utf-8", errors="replace")))
-    except OSError:
-        return frozenset()
+    except OSError as error:
+        raise BuildError(
+            f"The Hub's configuration, {config}, cannot be read: {error.strerror}. Nothing is removed, because its "
+            "profiles may name what would go. Name it with --config FILE."
+        ) from error
 
 
 def push(images: Images, registry: str, name: str, say: Say) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def extra_certificates(bundle: Path | None) -> tuple[str, ...]:
     if bundle and not found:
         raise BuildError(f"{bundle} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----).")
     usual: set[str] = set()
-    for path in DISTRIBUTION_CERTIFICATES.rglob("*.crt"):
-        usual.update(certificates_in(path.read_text(errors="replace")))
+    for folder, _, names in os.walk(DISTRIBUTION_CERTIFICATES):
+        for name in (name for name in names if name.endswith(".crt")):
+            usual.update(certificates_in(Path(folder, name).read_text(errors="replace")))
     return tuple(certificate for certificate in found if certificate not in usual)

@@ -1,43 +1,13 @@
-"""The rules of the image shelf: what stands on what, the order of building, what a build sees, and what is stale."""
+"""The rules of the image shelf: what stands on what, and the order of building."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from docker.utils.build import exclude_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.recipes import (
-    HASH_LABEL,
-    MOST_PARTS,
-    NEUTRAL_ARGUMENTS,
-    PARTS_LABEL,
-    ContextFile,
-    Folder,
-    RecipeError,
-    Shelf,
-    fingerprints,
-    in_order,
-    read_shelf,
-    reasons,
-    visible,
-)
-
-
-def folder(dockerfile: str, **files: str) -> dict[str, ContextFile]:
-    """A folder with a Dockerfile and text files (`_` in a name stands for a dot)."""
-    texts = {"Dockerfile": dockerfile, **{name.replace("_", "."): text for name, text in files.items()}}
-    return {name: ContextFile(text.encode()) for name, text in texts.items()}
-
-
-def shelf_of(**dockerfiles: str) -> Shelf:
-    return read_shelf({name: folder(text) for name, text in dockerfiles.items()})
-
-
-BASE = "FROM debian:12-slim\n"
-
+from gpuspawner.recipes import ContextFile, RecipeError, Shelf, in_order, read_shelf
+from tests.unit.folders import BASE, folder, shelf_of, shelves
 
 # --- what stands on what ----------------------------------------------------------------------------------------------
 
@@ -92,6 +62,24 @@ def test_what_is_borrowed_from_an_image_is_built_before(borrowing: str) -> None:
     assert shelf["child"].parent.reference == "debian"
 
 
+@pytest.mark.parametrize(
+    ("dockerfile", "given", "arguments", "inner"),
+    [
+        pytest.param("ARG BASE=a\nFROM ${BASE}\n", {}, {"BASE": "a"}, set(), id="before FROM"),
+        pytest.param("ARG V\nFROM a\nARG V\n", {}, {"V": None}, {"V"}, id="without a default"),
+        pytest.param("ARG V=1\nFROM a\nARG V\n", {}, {"V": "1"}, {"V"}, id="the default from above"),
+        pytest.param("FROM a\nARG V=1 W='2'\n", {"V": "3"}, {"V": "3", "W": "2"}, {"V", "W"}, id="two in a line"),
+        pytest.param("FROM a\n", {"V": "3"}, {}, set(), id="given and not declared"),
+    ],
+)
+def test_what_a_dockerfile_declares(
+    dockerfile: str, given: dict[str, str], arguments: dict[str, str | None], inner: set[str]
+) -> None:
+    """Arguments with what they will be, and those of them that steps can see."""
+    recipe = read_shelf({"a": {"Dockerfile": ContextFile(dockerfile.encode())}}, given)["a"]
+    assert (recipe.arguments, recipe.inner_arguments) == (arguments, frozenset(inner))
+
+
 def test_copying_from_a_stage_is_not_borrowing() -> None:
     """A stage's name or number is no image."""
     recipe = shelf_of(child="FROM debian AS made\nFROM debian\nCOPY --from=made /a /b\nCOPY --from=0 /a /b\n")["child"]
@@ -141,6 +129,7 @@ def test_what_only_buildkit_can_build_is_known_beforehand(dockerfile: str, needs
             id="circle of two",
         ),
         pytest.param({"Big": BASE}, "images/Big: no image can be named so", id="capital letter"),
+        pytest.param({"a": "FROM\n"}, "images/a/Dockerfile:1: FROM  names no image", id="FROM alone"),
     ],
 )
 def test_a_shelf_that_cannot_be_built_is_refused_with_path_and_line(dockerfiles: dict[str, str], message: str) -> None:
@@ -172,18 +161,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         in_order(shelf_of(base=BASE), ["scipi"])
 
 
-@st.composite
-def shelves(draw: st.DrawFn) -> Shelf:
-    """Shelves of up to eight images, each of which stands on earlier ones (in an order that names do not give away)."""
-    names = draw(st.lists(st.from_regex(r"[a-z][a-z0-9]{0,5}", fullmatch=True), min_size=1, max_size=8, unique=True))
-    folders = {}
-    for index, name in enumerate(names):
-        parents = draw(st.lists(st.sampled_from(names[:index]), max_size=3, unique=True)) if index else []
-        lines = [f"FROM gpuspawner/{parent} AS s{number}" for number, parent in enumerate(parents)] or ["FROM debian"]
-        folders[name] = folder("\n".join(lines), data=draw(st.text(max_size=5)))
-    return read_shelf(dict(draw(st.permutations(sorted(folders.items())))))
-
-
 @given(shelves(), st.data())
 def test_parents_come_first_and_each_image_once(shelf: Shelf, data: st.DataObject) -> None:
     """Whatever the tree and the question, the order can be built as it stands."""
@@ -194,204 +171,3 @@ def test_parents_come_first_and_each_image_once(shelf: Shelf, data: st.DataObjec
     for place, name in enumerate(order):
         assert set(shelf[name].parents) <= set(order[:place])
         assert name in wanted or any(name in shelf[other].parents for other in order)
-
-
-# --- what a build sees ------------------------------------------------------------------------------------------------
-
-TREE = (
-    "Dockerfile",
-    "README.md",
-    "a.py",
-    "a.pyc",
-    "docs/README.md",
-    "docs/deep/x.md",
-    "docs/a.pyc",
-    "src/a.py",
-    "src/ab/c",
-)
-
-
-@pytest.mark.parametrize(
-    ("ignore", "seen"),
-    [
-        pytest.param("", TREE, id="nothing is left out"),
-        pytest.param("*.pyc", [p for p in TREE if p != "a.pyc"], id="rooted, unlike Git's rule"),
-        pytest.param("**/*.pyc", [p for p in TREE if not p.endswith(".pyc")], id="any depth"),
-        pytest.param("docs", [p for p in TREE if not p.startswith("docs")], id="a folder"),
-        pytest.param("/docs/", [p for p in TREE if not p.startswith("docs")], id="a folder, with slashes"),
-        pytest.param(
-            "docs\n!docs/README.md", [p for p in TREE if p[:5] != "docs/" or p == "docs/README.md"], id="taken back"
-        ),
-        pytest.param(
-            "!docs/README.md\ndocs", [p for p in TREE if not p.startswith("docs")], id="the last rule decides"
-        ),
-        pytest.param("*", ["Dockerfile"], id="everything, but never the Dockerfile"),
-        pytest.param("**", ["Dockerfile"], id="everything, in other words"),
-        pytest.param("*\n!src", ["Dockerfile", "src/a.py", "src/ab/c"], id="all but one folder"),
-        pytest.param("# docs\n\n  a.py  ", [p for p in TREE if p != "a.py"], id="comment, blanks"),
-        pytest.param("./src/../a.p?", [p for p in TREE if p != "a.py"], id="untidy path, one character"),
-        pytest.param("src/a[a-c]", [p for p in TREE if p != "src/ab/c"], id="a set of characters"),
-        pytest.param("docs/**/x.md", [p for p in TREE if p != "docs/deep/x.md"], id="any depth below"),
-    ],
-)
-def test_dockerignore_is_read_as_docker_reads_it(ignore: str, seen: list[str], tmp_path: Path) -> None:
-    """The table says what Docker does, docker-py agrees, and so do we."""
-    files = {path: ContextFile(b"") for path in TREE}
-    ours = visible({**files, ".dockerignore": ContextFile(ignore.encode())})
-    assert sorted(set(ours) - {".dockerignore"}) == sorted(seen)
-    assert sorted(seen) == sorted(_by_docker_py(tmp_path, ignore.splitlines()))
-
-
-def _by_docker_py(root: Path, patterns: list[str]) -> set[str]:
-    for path in TREE:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    cleaned = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
-    return {path for path in exclude_paths(str(root), cleaned) if (root / path).is_file()}
-
-
-def test_a_pattern_that_docker_does_not_know_is_refused() -> None:
-    """As Docker does, instead of guessing."""
-    with pytest.raises(RecipeError, match=r"'\[z-a\]' in .dockerignore is no pattern"):
-        read_shelf({"image": folder(BASE) | {".dockerignore": ContextFile(b"[z-a]")}})
-
-
-@given(st.lists(st.sampled_from(["a", "ab", "*", "**", "?", "*.md"]), min_size=1, max_size=3), st.booleans())
-def test_a_pattern_leaves_out_all_that_is_below_what_it_matches(parts: list[str], taken_back: bool) -> None:
-    """A folder that is left out is left out whole, and `!` takes it back whole."""
-    pattern = "/".join(parts)
-    paths = ["a", "ab/x", "a/ab/x.md", "x.md", "a/a/a/a", "b"]
-    lines = ["**", f"!{pattern}"] if taken_back else [pattern]
-    folder_of = {path: ContextFile(b"") for path in paths}
-    seen = visible({**folder_of, ".dockerignore": ContextFile("\n".join(lines).encode())})
-    for path in paths:
-        deeper = visible(
-            {f"{path}/deeper/still": ContextFile(b""), ".dockerignore": ContextFile("\n".join(lines).encode())}
-        )
-        if (path in seen) == taken_back:
-            assert (f"{path}/deeper/still" in deeper) == taken_back
-
-
-# --- what is stale ----------------------------------------------------------------------------------------------------
-
-texts = st.text(st.characters(exclude_characters="\r\0", codec="utf-8"), max_size=30)
-folders = st.dictionaries(st.from_regex(r"[a-z]{1,4}(/[a-z]{1,4})?", fullmatch=True), texts, max_size=5)
-
-
-def digest_of(files: Folder, arguments: dict[str, str] | None = None, outside: dict[str, str] | None = None) -> str:
-    return fingerprints(read_shelf({"image": files}, arguments), outside=outside)["image"].digest
-
-
-@given(folders, st.randoms())
-def test_order_and_line_endings_do_not_matter(files: dict[str, str], random: object) -> None:
-    """The same folder checked out on Windows, or listed in another order, is the same image."""
-    plain = {**{path: ContextFile(text.encode()) for path, text in files.items()}, **folder(BASE)}
-    windows = {path: ContextFile(file.content.replace(b"\n", b"\r\n")) for path, file in plain.items()}
-    shuffled = list(windows.items())
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert digest_of(plain) == digest_of(dict(shuffled))
-
-
-@given(folders.filter(bool), st.data())
-def test_content_mode_and_kind_of_every_file_matter(files: dict[str, str], data: st.DataObject) -> None:
-    """Each of these changes what is in the image."""
-    plain = {**{path: ContextFile(text.encode()) for path, text in files.items()}, **folder(BASE)}
-    path = data.draw(st.sampled_from(sorted(files)))
-    content = plain[path].content
-    others = [
-        {**plain, path: ContextFile(content + b"x")},
-        {**plain, path: ContextFile(content, executable=True)},
-        {**plain, path: ContextFile(content, is_link=True)},
-        {**plain, f"{path}.bak": ContextFile(content)},
-        {name: file for name, file in plain.items() if name != path},
-    ]
-    digests = {digest_of(other) for other in (plain, *others)}
-    assert len(digests) == len(others) + 1
-
-
-def test_carriage_returns_in_a_binary_file_matter() -> None:
-    """Only text has line endings."""
-    one, other = (folder(BASE) | {"x": ContextFile(b"\0" + end)} for end in (b"\n", b"\r\n"))
-    assert digest_of(one) != digest_of(other)
-
-
-def test_arguments_matter_unless_they_only_name_a_mirror() -> None:
-    """Where packages are fetched from says nothing about what is in them."""
-    files = folder(BASE + "ARG VERSION=1\nARG PIP_INDEX_URL\n")
-    assert digest_of(files) != digest_of(files, {"VERSION": "2"})
-    assert digest_of(files) == digest_of(files, {"VERSION": "1"})
-    assert digest_of(files) == digest_of(files, {"PIP_INDEX_URL": "https://mirror.example/simple", "UNDECLARED": "x"})
-    assert "HTTPS_PROXY" in NEUTRAL_ARGUMENTS
-
-
-def test_what_goes_in_from_outside_matters_to_all_that_stand_on_it() -> None:
-    """New certificates make the lowest image stale, and so everything on it."""
-    shelf = shelf_of(base=BASE, leaf="FROM gpuspawner/base\n")
-    before, after = fingerprints(shelf), fingerprints(shelf, outside={"this machine's CA bundle": "x"})
-    assert before["base"].digest != after["base"].digest
-    assert before["leaf"].digest != after["leaf"].digest
-
-
-@given(shelves(), st.data())
-def test_a_change_makes_exactly_the_images_above_it_stale(shelf: Shelf, data: st.DataObject) -> None:
-    """A change in a leaf touches only the leaf; a change in the base touches all."""
-    changed = data.draw(st.sampled_from(sorted(shelf)))
-    files = {name: dict(recipe.files) for name, recipe in shelf.items()}
-    files[changed]["new"] = ContextFile(b"x")
-    before, after = fingerprints(shelf), fingerprints(read_shelf(files))
-    stale = {name for name in shelf if reasons(after[name], before[name].labels())}
-    assert stale == {name for name in shelf if changed in {recipe.name for recipe in in_order(shelf, [name])}}
-
-
-def _labels(files: Folder, arguments: dict[str, str] | None = None) -> dict[str, str]:
-    shelf = read_shelf({"base": folder(BASE), "image": files}, arguments)
-    return fingerprints(shelf)["image"].labels()
-
-
-LEAF = "FROM gpuspawner/base\nARG VERSION=1\n"
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        pytest.param(None, ("never built",), id="no image"),
-        pytest.param({}, ("not built by this program",), id="someone else's image"),
-        pytest.param(_labels(folder(LEAF, a_txt="1")), (), id="the same"),
-        pytest.param(_labels(folder(LEAF + "#\n", a_txt="1")), ("Dockerfile changed",), id="Dockerfile"),
-        pytest.param(_labels(folder(LEAF, a_txt="2")), ("a.txt changed",), id="file"),
-        pytest.param(_labels(folder(LEAF)), ("a.txt is new",), id="new file"),
-        pytest.param(_labels(folder(LEAF, a_txt="1", b_txt="")), ("b.txt is gone",), id="file gone"),
-        pytest.param(_labels(folder(LEAF, a_txt="1"), {"VERSION": "0"}), ("argument VERSION changed",), id="argument"),
-        pytest.param({HASH_LABEL: "x"}, ("its folder changed",), id="no parts"),
-        pytest.param({HASH_LABEL: "x", PARTS_LABEL: "[1"}, ("its folder changed",), id="broken parts"),
-        pytest.param({HASH_LABEL: "x", PARTS_LABEL: "[1]"}, ("its folder changed",), id="strange parts"),
-    ],
-)
-def test_a_stale_image_says_why(labels: dict[str, str] | None, expected: tuple[str, ...]) -> None:
-    """The reason is a phrase that an admin understands."""
-    shelf = read_shelf({"base": folder(BASE), "image": folder(LEAF, a_txt="1")})
-    assert reasons(fingerprints(shelf)["image"], labels) == expected
-
-
-def test_a_changed_parent_and_a_changed_base_are_named_as_such() -> None:
-    """Nothing in the folder has changed, and yet it has to be built."""
-    before = fingerprints(shelf_of(base=BASE, leaf="FROM gpuspawner/base\n"))
-    after = fingerprints(shelf_of(base="FROM debian:13-slim\n", leaf="FROM gpuspawner/base\n"))
-    assert reasons(after["leaf"], before["leaf"].labels()) == ("parent base changed",)
-    assert reasons(after["base"], before["base"].labels()) == ("Dockerfile changed", "base image changed")
-
-
-def test_a_folder_of_very_many_files_is_known_as_a_whole() -> None:
-    """A label is not the place for a list of thousands."""
-    many = folder(BASE) | {f"f{number}": ContextFile(b"") for number in range(MOST_PARTS)}
-    print_of = fingerprints(read_shelf({"image": many}))["image"]
-    assert len(print_of.labels()[PARTS_LABEL]) < 10
-    more = fingerprints(read_shelf({"image": many | {"g": ContextFile(b"")}}))["image"]
-    assert reasons(more, print_of.labels()) == ("its folder changed",)
-
-
-def test_the_tag_is_the_beginning_of_the_digest() -> None:
-    """Short enough to read aloud, and only this content has it."""
-    print_of = fingerprints(shelf_of(base=BASE))["base"]
-    assert print_of.tag == print_of.digest[:12]
-    assert len(print_of.digest) == 64

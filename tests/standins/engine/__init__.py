@@ -17,6 +17,7 @@ from .faults import (
     Fault,
     GpuNodeMissing,
     HangsOnStop,
+    HangsUp,
     HookFails,
     Http500,
     ImageHasNoHub,
@@ -27,11 +28,14 @@ from .faults import (
     SlowBoot,
     StartFails,
 )
+from .image_faults import BuildFails, BuildHangs, RegistryDown, RegistrySilent
 from .server import StandinEngine
 from .state import Container, ExecAnswer, Image
 
 __all__ = [
     "ApiError",
+    "BuildFails",
+    "BuildHangs",
     "Container",
     "CreateConflict",
     "DiesOnBoot",
@@ -42,6 +46,7 @@ __all__ = [
     "Fault",
     "GpuNodeMissing",
     "HangsOnStop",
+    "HangsUp",
     "HookFails",
     "Http500",
     "Image",
@@ -49,6 +54,8 @@ __all__ = [
     "NeverAnswers",
     "NoDeviceDriver",
     "NoSuchImage",
+    "RegistryDown",
+    "RegistrySilent",
     "RemovalInProgress",
     "SlowBoot",
     "StandinEngine",

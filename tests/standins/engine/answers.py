@@ -50,6 +50,31 @@ def no_such_image_to_inspect(ref: str) -> ApiError:
     return ApiError(404, f"no such image: {ref}: No such image: {with_tag(ref)}")
 
 
+def image_in_use(image_id: str, why: str, *, forcible: bool) -> ApiError:
+    """The answer of a removal that would take an image away from what needs it."""
+    word = "must be forced" if forcible else "cannot be forced"
+    return ApiError(409, f"conflict: unable to delete {short(image_id)} ({word}) - image {why}")
+
+
+def name_needed(ref: str, container_id: str, image_id: str) -> ApiError:
+    """The answer of a removal of the last name of an image that a container was made from."""
+    return ApiError(
+        409,
+        f'conflict: unable to remove repository reference "{ref}" (must force) - container {short(container_id)}'
+        f" is using its referenced image {short(image_id)}",
+    )
+
+
+def manifest_unknown(prefix: str = "") -> ApiError:
+    """The answer of a registry that does not have what was asked for."""
+    return ApiError(404, f"{prefix}manifest unknown: manifest unknown")
+
+
+def no_registry(host: str) -> ApiError:
+    """The answer for a registry that nobody runs."""
+    return ApiError(500, f'Get "http://{host}/v2/": dial tcp {host}: connect: connection refused')
+
+
 def no_such_exec(key: str) -> ApiError:
     """The answer for an exec instance that is not there."""
     return ApiError(404, f"No such exec instance: {key}")
@@ -126,6 +151,11 @@ def no_device_driver(driver: str, capabilities: Sequence[Sequence[str]]) -> Star
     """The start of a container whose device request no driver of the engine takes."""
     inner = " ".join("[" + " ".join(words) + "]" for words in capabilities)
     return StartError(f'could not select device driver "{driver}" with capabilities: [{inner}]')
+
+
+def short(key: str) -> str:
+    """The twelve digits by which the engine names things in its sentences."""
+    return key.removeprefix("sha256:")[:12]
 
 
 def with_tag(ref: str) -> str:

@@ -1,4 +1,4 @@
-"""The calls that are not about one container: images, networks, volumes, events and the engine itself.
+"""The calls that are about neither containers nor images: networks, volumes, events and the engine itself.
 
 Handlers only translate, as in ``api``.
 """
@@ -15,17 +15,16 @@ from aiohttp import web
 from . import answers, render, state
 from .api import flag, json_body
 from .lifecycle import Lifecycle
-from .state import PREDEFINED, Image, Network, Volume, new_id
+from .state import PREDEFINED, Network, Volume, new_id
 
 
 class System:
-    """Handlers of ``/images``, ``/networks``, ``/volumes``, ``/events``, ``/info``, ``/version``, ``/_ping``."""
+    """Handlers of ``/networks``, ``/volumes``, ``/events``, ``/info``, ``/version``, ``/_ping``."""
 
-    def __init__(self, life: Lifecycle, api_version: str, registry: dict[str, Image]) -> None:
+    def __init__(self, life: Lifecycle, api_version: str) -> None:
         self._life = life
         self._store = life.store
         self._api_version = api_version
-        self._registry = registry
         self.cgroup_driver = "cgroupfs"
 
     def routes(self) -> list[tuple[str, str, str, Any]]:
@@ -35,10 +34,6 @@ class System:
             ("GET", "/version", "version", self.version),
             ("GET", "/info", "info", self.info),
             ("GET", "/events", "events", self.events),
-            ("GET", "/images/json", "list_images", self.images),
-            ("POST", "/images/create", "pull", self.pull),
-            ("GET", "/images/{image:.+}/json", "inspect_image", self.image),
-            ("DELETE", "/images/{image:.+}", "remove_image", self.remove_image),
             ("GET", "/networks", "list_networks", self.networks),
             ("POST", "/networks/create", "create_network", self.create_network),
             ("GET", "/networks/{network}", "inspect_network", self.network),
@@ -76,47 +71,6 @@ class System:
                     await response.write(json.dumps(event).encode() + b"\n")
         finally:
             self._life.listeners.remove(queue)
-
-    async def images(self, request: web.Request) -> web.StreamResponse:
-        """List images, all or those of a reference."""
-        wanted = request.query.get("filter") or next(
-            iter(state.parse_filters(request.query.get("filters")).get("reference", ())), ""
-        )
-        found = [
-            each
-            for each in self._store.images.values()
-            if not wanted or wanted in (each.ref, each.ref.rsplit(":", 1)[0])
-        ]
-        return web.json_response([render.image_summary(each) for each in found])
-
-    async def image(self, request: web.Request) -> web.StreamResponse:
-        """Inspect an image."""
-        ref = request.match_info["image"]
-        image = self._store.image(ref)
-        if image is None:
-            raise answers.no_such_image_to_inspect(ref)
-        return web.json_response(render.image(image))
-
-    async def remove_image(self, request: web.Request) -> web.StreamResponse:
-        """Remove an image."""
-        ref = request.match_info["image"]
-        image = self._store.image(ref)
-        if image is None:
-            raise answers.no_such_image(ref)
-        del self._store.images[image.ref]
-        return web.json_response([{"Untagged": image.ref}, {"Deleted": image.id}])
-
-    async def pull(self, request: web.Request) -> web.StreamResponse:
-        """Pull an image from the stand-in's registry."""
-        name, tag = request.query.get("fromImage", ""), request.query.get("tag", "")
-        ref = answers.with_tag(f"{name}@{tag}" if ":" in tag else f"{name}:{tag}" if tag else name)
-        image = self._registry.get(ref)
-        if image is None:
-            raise answers.pull_denied(ref)
-        self._store.images[ref] = image
-        lines = [{"status": f"Pulling from {name}", "id": tag}, {"status": f"Status: Downloaded {ref}"}]
-        text = "".join(json.dumps(line) + "\r\n" for line in lines)
-        return web.Response(text=text, content_type="application/json")
 
     async def networks(self, request: web.Request) -> web.StreamResponse:
         """List networks; a name filter is a part of the name."""

@@ -90,6 +90,10 @@ class Fault:
         """Called with the GPU device nodes that a command in the container would see."""
         return found
 
+    async def building(self, tag: str, gone: Callable[[], bool]) -> str | None:
+        """Called before the last step of a build; what it fails with. ``gone``: whether the client has left."""
+        return None
+
 
 @dataclass(eq=False)
 class EngineDown(Fault):
@@ -129,6 +133,18 @@ class Http500(Fault):
         """Refuse."""
         if call.matches(self.on) and self.strikes(call.container):
             raise ApiError(500, self.message)
+
+
+@dataclass(eq=False)
+class HangsUp(Fault):
+    """Each matching call is taken and the connection closed: the engine dies in the middle of it."""
+
+    on: str = "*"
+
+    async def arriving(self, call: Call) -> None:
+        """Close the connection."""
+        if call.matches(self.on) and self.strikes(call.container):
+            raise DropConnection
 
 
 @dataclass(eq=False)

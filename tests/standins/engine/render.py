@@ -168,12 +168,13 @@ def _ago(since: float | None) -> str:
     return f"{seconds} seconds" if seconds else "Less than a second"
 
 
-def image(record: Image) -> dict[str, Any]:
-    """The answer of ``GET /images/{name}/json``."""
+def image(record: Image, names: Sequence[str], digests: Sequence[str], tagged: float | None) -> dict[str, Any]:
+    """The answer of ``GET /images/{name}/json``; ``tagged`` None: never."""
     return {
         "Id": record.id,
-        "RepoTags": [record.ref],
-        "RepoDigests": [],
+        "RepoTags": list(names),
+        "RepoDigests": list(digests),
+        "Parent": record.parent,
         "Created": stamp(record.created),
         "Config": _CONFIG
         | {
@@ -188,26 +189,43 @@ def image(record: Image) -> dict[str, Any]:
         },
         "Architecture": "amd64",
         "Os": "linux",
-        "Size": 1_000_000,
-        "VirtualSize": 1_000_000,
-        "RootFS": {"Type": "layers", "Layers": [record.id]},
+        "Size": record.size,
+        "VirtualSize": record.size,
+        "RootFS": {"Type": "layers", "Layers": [layer.id for layer in record.layers if layer.size]},
+        "Metadata": {"LastTagTime": stamp(tagged)},
     }
 
 
-def image_summary(record: Image) -> dict[str, Any]:
+def image_summary(record: Image, names: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
     """One element of the answer of ``GET /images/json``."""
+    nameless = not names and not digests
     return {
         "Id": record.id,
-        "RepoTags": [record.ref],
-        "RepoDigests": None,
+        "RepoTags": ["<none>:<none>"] if nameless else list(names) or None,
+        "RepoDigests": ["<none>@<none>"] if nameless else list(digests) or None,
         "Created": int(record.created),
         "Labels": dict(record.labels) or None,
-        "Size": 1_000_000,
-        "VirtualSize": 1_000_000,
+        "Size": record.size,
+        "VirtualSize": record.size,
         "SharedSize": -1,
         "Containers": -1,
-        "ParentId": "",
+        "ParentId": record.parent,
     }
+
+
+def history(record: Image, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The answer of ``GET /images/{name}/history``: the newest layer first, and only that one has names."""
+    return [
+        {
+            "Id": record.id if layer is record.layers[-1] else "<missing>",
+            "Created": layer.created,
+            "CreatedBy": layer.created_by,
+            "Size": layer.size,
+            "Comment": layer.comment,
+            "Tags": list(names) if layer is record.layers[-1] and names else None,
+        }
+        for layer in reversed(record.layers)
+    ]
 
 
 def network(record: Network, containers: Sequence[Container]) -> dict[str, Any]:
@@ -283,7 +301,7 @@ def info(store: Store, host: Host, runtimes: Sequence[str], cgroup_driver: str) 
     """The answer of ``GET /info``; CDI appears in it only where the engine has it."""
     statuses = [each.status for each in store.containers.values()]
     answer: dict[str, Any] = {
-        "ID": "STAN:DINE:NGIN",
+        "ID": store.engine_id,
         "Name": "stand-in",
         "Containers": len(statuses),
         "ContainersRunning": statuses.count("running"),

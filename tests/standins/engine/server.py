@@ -18,14 +18,15 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from . import answers
+from . import answers, names
 from .answers import ApiError, DropConnection
 from .api import Containers
+from .api_images import Images
 from .api_system import System
 from .devices import Host
 from .faults import Boot, Call, Faults
 from .lifecycle import ExecHandler, Lifecycle
-from .state import Container, Image, Network, Store, Volume, new_id
+from .state import Container, Image, Layer, Network, Store, Volume, new_id
 from .streams import Spent
 
 _R = TypeVar("_R")
@@ -38,7 +39,8 @@ class StandinEngine:
 
     ``gpus`` maps the UUIDs that a device request may name to minor numbers. ``nvidia_driver`` false is an
     engine without the NVIDIA toolkit. ``cdi`` and a ``version`` of 28.2 or more make one that lists CDI names.
-    ``boot_seconds`` is how long a notebook takes until it answers.
+    ``boot_seconds`` is how long a notebook takes until it answers. ``bridge`` false is an engine that was started
+    without its default network.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class StandinEngine:
         api_version: str = "1.41",
         cgroup_driver: str = "cgroupfs",
         boot_seconds: float = 0.0,
+        bridge: bool = True,
     ) -> None:
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="engine-")
         self.socket = Path(folder or (self._temporary.name if self._temporary else "")) / "docker.sock"
@@ -65,7 +68,10 @@ class StandinEngine:
         host = Host(dict(gpus or {}), nvidia_driver, cdi, default_runtime, version)
         self._life = Lifecycle(self._store, self.faults, host, Boot(boot_seconds))
         self._life.runtimes = tuple(dict.fromkeys([*runtimes, default_runtime]))
-        self._system = System(self._life, api_version, self._registry)
+        self._system = System(self._life, api_version)
+        self._images = Images(self._life, self._registry)
+        if not bridge:
+            del self._store.networks["bridge"]
         self._system.cgroup_driver = cgroup_driver
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="stand-in engine", daemon=True)
@@ -86,7 +92,7 @@ class StandinEngine:
 
     @property
     def images(self) -> list[Image]:
-        """All images."""
+        """All images by their names, one that has two of them twice."""
         return self._do(lambda: list(self._store.images.values()))
 
     @property
@@ -140,9 +146,10 @@ class StandinEngine:
         workdir: str = "",
         user: str = "",
         notebook: bool = True,
+        size: int = 1_000_000,
         remote: bool = False,
     ) -> Image:
-        """Add an image, or with ``remote`` one that first has to be pulled.
+        """Add an image, or with ``remote`` one that first has to be pulled. Whoever had its name loses it.
 
         Started with its own command, or one that names jupyterhub-singleuser, a container of it answers HTTP;
         other commands, and all of them with ``notebook`` false, really run as processes of this machine.
@@ -158,14 +165,31 @@ class StandinEngine:
             workdir,
             user,
             notebook,
+            layers=(Layer(f"sha256:{new_id()}", "", size),),
         )
-        shelf = self._registry if remote else self._store.images
-        self._do(lambda: shelf.__setitem__(image.ref, image))
+        if remote:
+            self._do(lambda: self._images.offer(image.ref, image))
+        else:
+            self._do(lambda: names.give(self._store, image, image.ref))
         return image
 
     def remove_image(self, ref: str) -> None:
-        """Take an image away, as ``docker rmi`` at the engine's machine does."""
-        self._do(lambda: self._store.images.pop(answers.with_tag(ref)))
+        """Take an image away, as ``docker rmi -f`` at the engine's machine does."""
+        self._do(lambda: names.remove(self._store, answers.with_tag(ref), force=True))
+
+    def tag(self, ref: str, new: str) -> None:
+        """Give an image another name, as ``docker tag`` at the engine's machine does."""
+        self._do(lambda: names.give(self._store, self._store.images[answers.with_tag(ref)], new))
+
+    @property
+    def unnamed(self) -> list[Image]:
+        """The images that have lost their last name."""
+        return self._do(lambda: list(self._store.unnamed.values()))
+
+    @property
+    def registry(self) -> dict[str, Image]:
+        """What registries have, by name and tag or digest."""
+        return self._do(lambda: dict(self._registry))
 
     def die(self, name: str, exit_code: int = 1, *, oom: bool = False, logs: Sequence[str] = ()) -> None:
         """End a running container from inside, as a crash or the kernel's memory killer does."""
@@ -265,7 +289,11 @@ class StandinEngine:
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._middleware()], client_max_size=2**26)
-        for method, path, operation, handler in [*Containers(self._life).routes(), *self._system.routes()]:
+        for method, path, operation, handler in [
+            *Containers(self._life).routes(),
+            *self._images.routes(),
+            *self._system.routes(),
+        ]:
             for prefix in ("", _VERSION):
                 route = application.router.add_route(method, prefix + path, handler)
                 self._operations[f"{method} {route.resource.canonical if route.resource else ''}"] = operation
@@ -275,13 +303,15 @@ class StandinEngine:
         resource = request.match_info.route.resource
         canonical = resource.canonical if resource is not None else ""
         operation = self._operations.get(f"{request.method} {canonical}", "unknown")
+        if operation == "pull" and "fromSrc" in request.query:
+            operation = "import"
         version = request.match_info.get("api")
         path = request.path.removeprefix(f"/v{version}") if version else request.path
         key = request.match_info.get("id")
         record = self._store.execs.get(request.match_info.get("exec", ""))
         container = self._store.find(key) if key else record.container if record else None
         name = container.name if container else request.query.get("name", "") if operation == "create" else ""
-        image = request.match_info.get("image") or request.query.get("fromImage", "")
+        image = request.match_info.get("image") or request.query.get("fromImage") or request.query.get("t", "")
         return Call(request.method, path, operation, name, image)
 
     def _middleware(self) -> Any:

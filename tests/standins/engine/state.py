@@ -25,8 +25,23 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One entry of an image's history: what made it, and the bytes that it added."""
+
+    id: str
+    created_by: str = ""
+    size: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
+    comment: str = ""
+
+
+@dataclass(frozen=True)
 class Image:
-    """An image of the engine. ``notebook`` false means that its command really runs as a process."""
+    """An image of the engine under one of its names; ``layers`` the lowest first.
+
+    ``notebook`` false means that its command really runs as a process. ``parent`` is the id of the image that the
+    classic builder made it from.
+    """
 
     ref: str
     id: str
@@ -38,6 +53,13 @@ class Image:
     user: str = ""
     notebook: bool = True
     created: float = field(default_factory=time.time)
+    layers: tuple[Layer, ...] = ()
+    parent: str = ""
+
+    @property
+    def size(self) -> int:
+        """The bytes of all its layers."""
+        return sum(layer.size for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -168,7 +190,15 @@ class Store:
     """Everything the engine knows, with the engine's rules for finding it."""
 
     def __init__(self) -> None:
+        self.engine_id = f"STAN:{new_id()[:4].upper()}:{new_id()[:4].upper()}"
         self.images: dict[str, Image] = {}
+        """By name and tag; an image with two names is in it twice."""
+        self.unnamed: dict[str, Image] = {}
+        """By id, those that have lost their last name."""
+        self.digests: dict[str, str] = {}
+        """The id of what came from a registry or went to one, by ``name@digest``."""
+        self.tagged: dict[str, float] = {}
+        """When an image was given a name last, by id; pulls do not count."""
         self.containers: dict[str, Container] = {}
         self.networks = {name: Network(name, new_id(), PREDEFINED[name]) for name in PREDEFINED}
         self.volumes: dict[str, Volume] = {}
@@ -192,10 +222,12 @@ class Store:
         return found
 
     def image(self, key: str) -> Image | None:
-        """An image by reference or id."""
-        if key.startswith("sha256:"):
-            return next((each for each in self.images.values() if each.id == key), None)
-        return self.images.get(answers.with_tag(key))
+        """An image by name, by digest, or by its id or a beginning of it."""
+        if found := self.images.get(answers.with_tag(key)):
+            return found
+        wanted = self.digests.get(key, "") or (key if key.startswith("sha256:") else f"sha256:{key}")
+        everything = [*self.images.values(), *self.unnamed.values()]
+        return next((each for each in everything if each.id.startswith(wanted)), None)
 
     def network(self, key: str) -> Network:
         """A network by name or id. Raises ApiError 404."""
