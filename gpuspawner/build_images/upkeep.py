@@ -105,8 +105,6 @@ def _remove(images: Images, name: str, version: Version, tags: tuple[str, ...]) 
         if tag == mark:
             # The memory of a bad one outlives its bytes.
             images.mark(reference, {HASH_LABEL: version.digest})
-            if len(version.tags) == 1:
-                images.untag(version.id)
         else:
             images.untag(reference)
         yield Removed(reference, version.size_bytes)

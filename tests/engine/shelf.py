@@ -74,7 +74,9 @@ class Shelf:
         if not starter.exists():
             self.root.mkdir(parents=True, exist_ok=True)
             starter.write_text(
-                "from pathlib import Path\nfrom gpuspawner.build_images import main\n"
+                "import signal\nfrom pathlib import Path\nfrom gpuspawner.build_images import main\n"
+                # As on a terminal: where the tests run in the background, a shell has switched it off.
+                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                 f"main(Path({str(self.folder)!r}))\n"
             )
         return [sys.executable, str(starter), *arguments]

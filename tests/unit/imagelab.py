@@ -42,11 +42,14 @@ _ROOT = Path(__file__).parents[2]
 # A process of its own: as in this one, the machine's certificates and its lock folder are not used.
 _MAIN = """
 import os
+import signal
 import sys
 from pathlib import Path
 from gpuspawner.build_images import main
 from gpuspawner.builder import certificates
 
+# As on a terminal: where the tests run in the background, a shell has switched it off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 certificates.HOST_BUNDLE = Path("/nowhere")
 os._exit = sys.exit
 if lock_folder := sys.argv.pop(2):
@@ -204,12 +207,17 @@ class Lab:
         """What became of each image."""
         return {image["name"]: image["result"] for image in self.json(*argv, status=status)["images"]}
 
-    def start(self, *argv: str) -> subprocess.Popen[str]:
-        """The program as a process of its own, with the real trials, which would fail here."""
-        return subprocess.Popen(
+    @contextmanager
+    def started(self, *argv: str) -> Iterator[subprocess.Popen[str]]:
+        """The program as a process of its own, with the real trials, which would fail here; killed at the end."""
+        with subprocess.Popen(
             [sys.executable, "-c", _MAIN, str(self.folder), str(self.root), *argv],
             env={**os.environ, "PYTHONPATH": str(_ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def watch(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """The same to its end; the last line of its errors tells what it has imported. Only for what takes no lock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_plain_lines_say_what_is_new() -> None:
 def test_live_lines_show_each_image_with_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of an image runs from its first beginning to its end; a path in the output is not a step."""
     now = [100.0]
-    monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with LiveShow(console(terminal=True), ["base", "scipy"]) as shown:
         assert lines_of(shown._table())[0].split() == ["base", "waiting"]
         shown.begin("base", "never built")

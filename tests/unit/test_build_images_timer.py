@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import getpass
 import json
 import os
 import signal
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gpuspawner import build_images
 from gpuspawner.build_images import lock
 from gpuspawner.build_images.lock import locked
 from gpuspawner.errors import BuildError
@@ -56,6 +59,23 @@ def test_a_run_that_finds_nothing_to_do_imports_nothing_heavy(lab: Lab) -> None:
     told = lab.watch("--json", "scipy")
     assert json.loads(told.stdout)["ok"] is True
     assert "docker" not in told.stderr
+
+
+def test_the_quick_way_is_taken_where_it_can(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not where there is something to do, an option, a slip of the pen, or a setting."""
+
+    def is_taken(*argv: str, **environ: str) -> bool:
+        taken = build_images._is_current(lab.folder, argv, environ)
+        assert taken == ("unchanged" in capsys.readouterr().out)
+        return taken
+
+    assert not is_taken()
+    lab.run()
+    assert is_taken()
+    assert is_taken("scipy")
+    assert not is_taken("--list")
+    assert not is_taken("nope")
+    assert not is_taken(GPUSPAWNER_METRICS="/nowhere")
 
 
 @pytest.mark.parametrize(
@@ -123,22 +143,22 @@ def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pyte
     unusable = pytest.raises(BuildError, match=r"The lock .* cannot be opened: Is a directory\. Remove it")
     with unusable, locked("one", tmp_path):
         pass
-    monkeypatch.setattr(lock.os, "access", lambda *_: False)
-    monkeypatch.setattr(lock.tempfile, "gettempdir", lambda: str(tmp_path / "t"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "t"))
     assert lock._folder() == tmp_path / "t"
 
 
 def test_the_usual_place_of_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one for locks, which a restart clears; a user without a name is a number."""
     monkeypatch.setattr(Path, "is_dir", lambda _: True)
-    monkeypatch.setattr(lock.os, "access", lambda *_: True)
+    monkeypatch.setattr(os, "access", lambda *_: True)
     assert lock._folder() == Path("/run/lock")
     assert lock._user()
 
     def nobody() -> str:
         raise KeyError("uid not found")
 
-    monkeypatch.setattr(lock.getpass, "getuser", nobody)
+    monkeypatch.setattr(getpass, "getuser", nobody)
     assert lock._user() == str(os.getuid())
 
 
@@ -148,7 +168,7 @@ def test_a_run_that_was_killed_holds_nothing_up(lab: Lab) -> None:
     before = {name: lab.image(name).id for name in DOCKERFILES}
     lab.built()
     lab.write("scipy", "x", "1")
-    with lab.engine.faults.during(BuildHangs()) as fault, lab.start("scipy") as killed:
+    with lab.engine.faults.during(BuildHangs()) as fault, lab.started("scipy") as killed:
         until(lambda: fault.struck == 1)
         second = lab.run("scipy", status=2)
         assert f"process {killed.pid} of " in second.stderr
@@ -169,7 +189,7 @@ def test_a_run_that_is_ended_leaves_everything_as_it_was(lab: Lab, number: signa
     before = lab.ids
     for name in ("scipy", "torch"):
         lab.write(name, "x", "1")
-    with lab.engine.faults.during(BuildHangs()) as fault, lab.start() as process:
+    with lab.engine.faults.during(BuildHangs()) as fault, lab.started() as process:
         until(lambda: fault.struck == 2)
         process.send_signal(number)
         _, problems = process.communicate(timeout=20)

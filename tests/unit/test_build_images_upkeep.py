@@ -260,6 +260,16 @@ def test_prune_remembers_bad_ones_without_their_bytes(lab: Lab) -> None:
     assert lab.run("--prune").stdout == "Nothing to remove.\n"
 
 
+def test_prune_of_a_bad_one_leaves_the_name_that_an_admin_gave_to_it(lab: Lab) -> None:
+    """To look at it later: by its id the engine would take that name with it."""
+    versions(lab, "scipy", *"12")
+    lab.engine.tag("gpuspawner/scipy:latest", "school/look-at-me:1")
+    worse = lab.image("scipy").id
+    lab.run("--rollback", "scipy")
+    lab.run("--prune")
+    assert lab.ids["school/look-at-me:1"] == worse
+
+
 def test_prune_clears_failed_and_unfinished_ones_away(lab: Lab) -> None:
     """Also those that have lost their name, but not what a container still runs."""
     lab.run("scipy")
