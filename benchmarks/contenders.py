@@ -253,7 +253,10 @@ class Scene:
 
     def loops(self, folder: Path, *, classic: bool) -> Iterator[Loop]:
         """With the same builder as ours, and with the classic one; where that is the same, only once."""
-        say: Say = lambda line: None  # noqa: E731
+
+        def say(line: str) -> None:
+            """What is said here, the program has said when the images were built."""
+
         planner = self.planner()
         steps = planner.plan()
         children = Children()

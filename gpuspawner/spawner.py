@@ -7,7 +7,7 @@ container is polled and stopped is in `engine_spawner`. `_apply` is the only wri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from gpuspawner.gpus import GpuSource
 from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order, persist
 from gpuspawner.leases import Owner
+from gpuspawner.merging import copied, merging
 from gpuspawner.nvml import Nvml
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
@@ -380,7 +381,7 @@ class GPUSpawner(EngineSpawner):
         """The Hub sets traits for groups here, before each start: always upon what the admin configured."""
         self._launch = None
         for name, value in self._configured.items():
-            setattr(self, name, _copied(value))
+            setattr(self, name, copied(value))
         await super().apply_group_overrides()
         self._base = self._applied_traits()
 
@@ -396,8 +397,8 @@ class GPUSpawner(EngineSpawner):
         self.cpu_limit = spec.cpu_limit
         self.volumes = {**base["volumes"], **literal({source: dict(bind) for source, bind in spec.binds.items()})}
         ours = {"labels": dict(spec.labels), "environment": dict(spec.environment)}
-        self.extra_create_kwargs = _merging(base["extra_create_kwargs"], ours, check_create_kwargs)
-        self.extra_host_config = _merging(base["extra_host_config"], dict(spec.host_config), check_host_config)
+        self.extra_create_kwargs = merging(base["extra_create_kwargs"], ours, check_create_kwargs)
+        self.extra_host_config = merging(base["extra_host_config"], dict(spec.host_config), check_host_config)
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """The steps of the start, for the Hub's pending page."""
@@ -413,23 +414,3 @@ class GPUSpawner(EngineSpawner):
                 yield {"progress": stage.progress, "message": stage.text.into(self._language)}
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1)
-
-
-def _copied(value: Any) -> Any:
-    """Dictionaries anew, everything else as it is: the Hub changes them in place when it overrides for a group."""
-    return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _merging(configured: Any, ours: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None]) -> Any:
-    """The admin's dictionary (or callable) with ours upon it, as a callable: it is asked at each start."""
-
-    async def merged(spawner: Any) -> dict[str, Any]:
-        theirs = configured(spawner) if callable(configured) else configured
-        theirs = dict(await theirs if hasattr(theirs, "__await__") else theirs)
-        check(theirs)
-        for key, value in literal(ours).items():
-            of_both = isinstance(value, Mapping) and isinstance(theirs.get(key), Mapping)
-            theirs[key] = {**theirs[key], **value} if of_both else value
-        return theirs
-
-    return merged

@@ -1,4 +1,4 @@
-"""Bytes and durations: how they are read from a configuration and how a person reads them.
+"""Bytes, durations, Docker's times: how they are read from a configuration and how a person reads them.
 
 No I/O. A bare number with a unit in its name (`memory_bytes`, `time_limit_seconds`) is what everything else stores.
 """
@@ -6,6 +6,7 @@ No I/O. A bare number with a unit in its name (`memory_bytes`, `time_limit_secon
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from gpuspawner.texts import Text
 
@@ -21,6 +22,8 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,6})?\d*(Z|[+-]\d\d:\d\d)")
 
 
 def parse_bytes(value: object) -> int:
@@ -72,3 +75,13 @@ def format_duration(seconds: int) -> Text:
             english.append(f"{amount} {en}")
             korean.append(f"{amount}{ko}")
     return Text(" ".join(english[:2]) or "0 s", " ".join(korean[:2]) or "0초")
+
+
+def moment_of(text: str) -> float:
+    """Docker's time (up to nine decimals, any zone) in seconds since 1970; 0 where it is none, or means "never"."""
+    match = _MOMENT.fullmatch(text)
+    if not match or text.startswith("0001"):
+        return 0.0
+    # Before Python 3.11 fromisoformat reads three or six decimals only.
+    fraction = (match[2] or ".0").ljust(7, "0")
+    return datetime.fromisoformat(match[1] + fraction + match[3].replace("Z", "+00:00")).timestamp()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gpuspawner.builder.children import Children, Say
 from gpuspawner.builder.context import packed
+from gpuspawner.dockerd.translate import MAKE_ROOM
 from gpuspawner.errors import BuildError
 from gpuspawner.recipes import Folder
 
@@ -22,12 +23,6 @@ QUICK_SECONDS = 20.0
 # BuildKit: "#8 [5/9] RUN ..." or "#8 [build 5/9] RUN ..."; the classic builder: "Step 5/9 : RUN ...".
 _STEP = re.compile(r"(?:#\d+ \[(?:\S+ )?\s*(\d+)/(\d+)\]|Step (\d+)/(\d+) :) (.+)")
 _VERSION = re.compile(r"Docker version (\d+)\.[^\s,]+")
-
-
-DISK_FULL = (
-    ", because the disk of the Docker engine is full. Make room (images/build_images.py --prune, docker builder "
-    "prune), then try again."
-)
 
 
 class Kind(str, Enum):
@@ -157,5 +152,6 @@ class Builder:
             with packed(job.files) as archive:
                 context.write(archive.read())
             context.seek(0)
+            full = f", because the disk of the Docker engine is full. {MAKE_ROOM}"
             if self._children.run(argv, listen, environ=self._environment, stdin=context) != 0:
-                raise BuildError(f"The build of {job.tag} failed{DISK_FULL if disk_full else '.'}")
+                raise BuildError(f"The build of {job.tag} failed{full if disk_full else '.'}")

@@ -9,7 +9,6 @@ its server, and what the engine counts for it is exact.
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 from gpuspawner import candidates, container
 from gpuspawner.builder.boot import AS_THE_HUB_STARTS_IT, PORT, PREFIX, HubBox, NoAnswer, answer_in, script
+from gpuspawner.builder.desk import Desk
 from gpuspawner.candidates import Boot, FileFacts, Finding, ImageConfig, ImportCost, PackageCheck, Verdict
 from gpuspawner.dockerd.boxes import Box, Boxes, CannotStart
 from gpuspawner.errors import BuildError
@@ -43,7 +43,7 @@ class Trials:
         self._boxes = boxes
         self._hub_version = hub_version
         self._stopped = threading.Event()
-        self._desks: set[_Desk] = set()
+        self._desks: set[Desk] = set()
         self._files: dict[str, FileFacts] = {}
         # Two servers that start at the same moment would each look slow.
         self._stopwatch = threading.Lock()
@@ -71,7 +71,7 @@ class Trials:
         Raises:
             BuildError: the engine failed, the yardstick does not start any more, or `stop` was called.
         """
-        desk = _Desk(self._boxes, self._stopped)
+        desk = Desk(self._boxes, self._stopped)
         self._desks.add(desk)
         pool = ThreadPoolExecutor(3, thread_name_prefix="trial")
         try:
@@ -116,44 +116,6 @@ class Trials:
         return self._hub_version
 
 
-class _Desk:
-    """The boxes of one trial. Once closed, none is left and none can be opened."""
-
-    def __init__(self, boxes: Boxes, stopped: threading.Event) -> None:
-        self.boxes = boxes
-        self._stopped = stopped
-        self._lock = threading.Lock()
-        self._closed = False
-        self._open: set[str] = set()
-
-    @contextmanager
-    def box(self, box: Box, *, start: bool = True) -> Iterator[str]:
-        """A container that runs (or is only made), by its name; removed afterwards."""
-        name = f"gpuspawner-trial-{uuid.uuid4().hex[:12]}"
-        with self._lock:
-            self._refuse_if_closed()
-            self._open.add(name)
-        try:
-            self.boxes.make(name, box, start=start)
-            # `close` may have come while the engine was making it, and have found nothing to remove.
-            self._refuse_if_closed()
-            yield name
-        finally:
-            self.boxes.remove(name)
-            self._open.discard(name)
-
-    def close(self) -> None:
-        """Remove all that is open; whoever waits for one of them waits no longer."""
-        with self._lock:
-            self._closed = True
-        for name in list(self._open):
-            self.boxes.remove(name)
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed or self._stopped.is_set():
-            raise BuildError("stopped")
-
-
 Looked = tuple[tuple[str, ...], tuple[Finding, ...]]
 """The checks that were made, and what they found."""
 
@@ -161,7 +123,7 @@ Looked = tuple[tuple[str, ...], tuple[Finding, ...]]
 class _Trial:
     """One candidate. Its methods are called by several threads and share nothing that changes but the figures."""
 
-    def __init__(self, trials: Trials, desk: _Desk, say: Say, image: ImageConfig) -> None:
+    def __init__(self, trials: Trials, desk: Desk, say: Say, image: ImageConfig) -> None:
         self._trials = trials
         self._desk = desk
         self._boxes = desk.boxes

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,8 +21,9 @@ import requests
 from docker.errors import APIError, DockerException, NotFound
 
 from gpuspawner.candidates import Boot, ImageConfig
-from gpuspawner.dockerd.translate import translate
+from gpuspawner.dockerd.translate import for_the_admin, translate
 from gpuspawner.errors import BuildError, DiskFull, EngineDown, EngineTimeout
+from gpuspawner.units import moment_of
 
 LABEL = "gpuspawner.trial"
 REMOVAL_TRIES, REMOVAL_PAUSE_SECONDS = 50, 0.1
@@ -74,26 +74,9 @@ def _telling(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*args, **kwargs)
         except (DockerException, requests.RequestException) as error:
-            raise sentence(error) from error
+            raise for_the_admin(error) from error
 
     return call
-
-
-def sentence(error: Exception) -> BuildError:
-    """One of docker-py's errors, for the admin who runs a build."""
-    problem = translate(error)
-    if isinstance(problem, EngineDown):
-        return BuildError(
-            f"The Docker engine does not answer any more: {problem.detail}. Start it: 'sudo systemctl start docker'."
-        )
-    if isinstance(problem, EngineTimeout):
-        return BuildError(f"The Docker engine does not answer in time: {problem.detail}. Run this again when it does.")
-    if isinstance(problem, DiskFull):
-        return BuildError(
-            f"The engine's disk is full: {problem.detail}. 'docker system df' shows what takes the room; "
-            "make some, and run this again."
-        )
-    return BuildError(f"Docker said: {problem.detail}")
 
 
 class Boxes:
@@ -131,7 +114,7 @@ class Boxes:
             if start:
                 self._client.start(name)
         except (DockerException, requests.RequestException) as error:
-            told = sentence(error)
+            told = for_the_admin(error)
             problem = translate(error)
             if not isinstance(error, APIError) or isinstance(problem, (DiskFull, EngineDown, EngineTimeout)):
                 raise told from error
@@ -174,7 +157,7 @@ class Boxes:
             exit_code=int(state.get("ExitCode", -1)),
             out_of_memory=bool(state.get("OOMKilled")),
             error=str(state.get("Error") or ""),
-            started=_moment(str(state.get("StartedAt") or "")),
+            started=moment_of(str(state.get("StartedAt") or "")),
         )
 
     @_telling
@@ -274,13 +257,3 @@ def _packed(files: Mapping[str, bytes]) -> bytes:
                 tar.addfile(folder)
             tar.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
-
-
-def _moment(text: str) -> float:
-    """Docker's time, which has up to nine decimals and is in UTC, as seconds since 1970; 0 where it is none."""
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    try:
-        moment = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
-    except ValueError:
-        return 0.0
-    return max(0.0, moment.timestamp() + (float(f"0.{fraction}") if fraction.isdigit() else 0.0))

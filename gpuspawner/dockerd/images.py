@@ -18,6 +18,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.utils import kwargs_from_env, parse_repository_tag
 
+from gpuspawner.dockerd.translate import for_the_admin
 from gpuspawner.errors import BuildError
 from gpuspawner.recipes import HASH_LABEL
 from gpuspawner.recipes.image import Image
@@ -77,7 +78,7 @@ class Images:
         )
 
     def used_by_containers(self) -> frozenset[str]:
-        """The ids of the images that containers have, running or not, and of whatever they stand on."""
+        """The ids of the images that containers were made from, running or not."""
         with self._sentences():
             return frozenset(entry["ImageID"] for entry in self.client.containers(all=True))
 
@@ -184,20 +185,7 @@ class Images:
 
     def _error(self, error: Exception) -> BuildError:
         where = self.environ.get("DOCKER_HOST") or "its usual socket"
-        words = str(error).lower()
-        if isinstance(error, APIError):
-            explanation = _explanation(error)
-            if "no space left on device" in explanation.lower():
-                return BuildError(
-                    "The disk of the Docker engine is full. Make room (images/build_images.py --prune, docker system "
-                    f"df), then try again. Docker said: {explanation}"
-                )
-            return BuildError(f"Docker said: {explanation}")
-        if isinstance(error, requests.exceptions.ReadTimeout):
-            return BuildError(f"The Docker engine at {where} did not answer within {ANSWER_SECONDS} seconds.")
-        if "permission denied" in words:
-            return BuildError(f"You may not use the Docker engine at {where}: use sudo, or join the group docker.")
-        return BuildError(f"The Docker engine does not answer at {where}. Start it: 'sudo systemctl start docker'.")
+        return for_the_admin(error, where=where, waited_seconds=ANSWER_SECONDS)
 
 
 def _explanation(error: APIError) -> str:

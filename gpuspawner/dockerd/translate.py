@@ -1,4 +1,4 @@
-"""Errors of docker-py as those of our own tree, with a sentence for the student and the original for the log."""
+"""Errors of docker-py as those of our own tree: a sentence for the student, or for the admin who builds images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from docker.errors import APIError, DockerException, ImageNotFound
 
 from gpuspawner.container import image_unfit
 from gpuspawner.errors import (
+    BuildError,
     DeviceFault,
     DiskFull,
     EngineDown,
@@ -24,6 +25,8 @@ LOG = logging.getLogger(__name__)
 
 TELL_ADMIN = "Try again in a minute; if it stays so, tell the admin."
 TELL_ADMIN_KO = "잠시 후 다시 시도하고, 계속되면 관리자에게 알려 주세요."
+
+MAKE_ROOM = "Make room (images/build_images.py --prune, docker builder prune, docker system df), then try again."
 
 
 def timeout(detail: str) -> EngineTimeout:
@@ -115,3 +118,22 @@ def image_missing(reference: str, detail: str = "") -> ImageMissing:
         ),
         detail=detail or f"no such image: {reference}",
     )
+
+
+def for_the_admin(error: Exception, *, where: str = "", waited_seconds: float | None = None) -> BuildError:
+    """One of docker-py's errors for somebody who builds images: what is wrong with the engine, and what to do now.
+
+    `where` is the engine's address as far as it is known, `waited_seconds` how long the call was given.
+    """
+    if "permission denied" in str(error).lower() and not isinstance(error, APIError):
+        return BuildError(f"You may not use the Docker engine at {where}: use sudo, or join the group docker.")
+    problem = translate(error)
+    if isinstance(problem, EngineDown):
+        how = f"at {where}" if where else f"any more: {problem.detail}"
+        return BuildError(f"The Docker engine does not answer {how}. Start it: 'sudo systemctl start docker'.")
+    if isinstance(problem, EngineTimeout):
+        how = f"did not answer within {waited_seconds:g} seconds" if waited_seconds else "does not answer in time"
+        return BuildError(f"The Docker engine {how} ({problem.detail}). Run this again when it does.")
+    if isinstance(problem, DiskFull):
+        return BuildError(f"The disk of the Docker engine is full. {MAKE_ROOM} Docker said: {problem.detail.strip()}")
+    return BuildError(f"Docker said: {problem.detail.strip()}")

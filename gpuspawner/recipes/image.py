@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from gpuspawner.recipes.names import HASH_LABEL, PREFIX
 from gpuspawner.recipes.versions import Version
-
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,6})?\d*(Z|[+-]\d\d:\d\d)")
+from gpuspawner.units import moment_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Image:
             labels=(inspected.get("Config") or {}).get("Labels") or {},
             references=frozenset(inspected.get("RepoTags") or ()),
             digest=digests[0] if digests else inspected["Id"],
-            tagged=_seconds((inspected.get("Metadata") or {}).get("LastTagTime", "")),
+            tagged=moment_of((inspected.get("Metadata") or {}).get("LastTagTime", "")),
         )
 
     def as_version_of(self, name: str) -> Version:
@@ -46,10 +43,3 @@ class Image:
         repository = f"{PREFIX}{name}:"
         tags = frozenset(ref.removeprefix(repository) for ref in self.references if ref.startswith(repository))
         return Version(self.id, tags, self.labels.get(HASH_LABEL, ""), self.tagged, self.size_bytes)
-
-
-def _seconds(text: str) -> float:
-    match = _TIME.fullmatch(text)
-    if not match or text.startswith("0001"):
-        return 0.0
-    return datetime.fromisoformat(match[1] + (match[2] or "") + match[3].replace("Z", "+00:00")).timestamp()

@@ -138,8 +138,11 @@ class TestBuild:
     def test_a_context_without_a_dockerfile(self, shelf: Shelf) -> None:
         """Refused."""
         context = io.BytesIO(packed(a="x"))
-        call = lambda: list(shelf.client.build(fileobj=context, custom_context=True, tag=shelf.ref("f:1")))  # noqa: E731
-        assert refusal(call) == (500, "Cannot locate specified Dockerfile: Dockerfile")
+
+        def build() -> None:
+            list(shelf.client.build(fileobj=context, custom_context=True, tag=shelf.ref("f:1")))
+
+        assert refusal(build) == (500, "Cannot locate specified Dockerfile: Dockerfile")
 
     def test_an_argument_that_nothing_declares(self, shelf: Shelf) -> None:
         """A warning; the proxies are known without being declared."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,24 +17,9 @@ from gpuspawner.recipes import (
 from tests.standins.engine import BuildFails, NoSuchImage, RegistryDown, RegistrySilent, StandinEngine
 from tests.unit.imagelab import BASE, DOCKERFILES, Lab
 from tests.unit.machine import pem
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """Four folders, and no image yet."""
-    with StandinEngine() as engine:
-        yield Lab(tmp_path, engine, monkeypatch)
-        engine.faults.clear()
+pytestmark = BROKEN_SOCKETS
 
 
 # --- what is built ----------------------------------------------------------------------------------------------------

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,29 +12,14 @@ import pytest
 from gpuspawner.build_images.lock import locked
 from gpuspawner.build_images.plan import read_folders
 from gpuspawner.recipes import in_order, read_shelf
-from tests.standins.engine import EngineDown, Http500, RegistryDown, StandinEngine
+from tests.standins.engine import EngineDown, Http500, RegistryDown
 from tests.unit.imagelab import BASE, DOCKERFILES, Lab, bad
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
+pytestmark = BROKEN_SOCKETS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "images/build_images.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """Four folders, and no image yet."""
-    with StandinEngine() as engine:
-        yield Lab(tmp_path, engine, monkeypatch)
-        engine.faults.clear()
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import getpass
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,30 +17,15 @@ from gpuspawner import build_images
 from gpuspawner.build_images import lock
 from gpuspawner.build_images.lock import locked
 from gpuspawner.errors import BuildError
-from tests.standins.engine import BuildHangs, StandinEngine
+from tests.standins.engine import BuildHangs
 from tests.unit.imagelab import DOCKERFILES, Lab, bad
+from tests.unit.sockets import BROKEN_SOCKETS
 from tests.unit.waiting import until
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
+pytestmark = BROKEN_SOCKETS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "images/build_images.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """Four folders, and no image yet."""
-    with StandinEngine() as engine:
-        yield Lab(tmp_path, engine, monkeypatch)
-        engine.faults.clear()
 
 
 # --- the quick way ----------------------------------------------------------------------------------------------------

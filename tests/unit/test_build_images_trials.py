@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,28 +11,13 @@ import pytest
 from gpuspawner.build_images.refresh import log_folder, revision_of
 from gpuspawner.candidates import Boot, Verdict
 from gpuspawner.errors import BuildError
-from tests.standins.engine import BuildHangs, StandinEngine
+from tests.standins.engine import BuildHangs
 from tests.unit.imagelab import BASE, DOCKERFILES, Asked, Lab, bad
 from tests.unit.machine import pem
+from tests.unit.sockets import BROKEN_SOCKETS
 from tests.unit.waiting import until
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """Four folders, and no image yet."""
-    with StandinEngine() as engine:
-        yield Lab(tmp_path, engine, monkeypatch)
-        engine.faults.clear()
+pytestmark = BROKEN_SOCKETS
 
 
 # --- what a trial gets ------------------------------------------------------------------------------------------------

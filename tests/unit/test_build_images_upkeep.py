@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from pathlib import Path
-
 import docker
 import pytest
 
 from gpuspawner.build_images import upkeep
 from gpuspawner.dockerd.images import Images
 from gpuspawner.errors import BuildError
-from tests.standins.engine import HangsUp, RegistryDown, StandinEngine
+from tests.standins.engine import HangsUp, RegistryDown
 from tests.unit.imagelab import DOCKERFILES, Lab, bad
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """Four folders, and no image yet."""
-    with StandinEngine() as engine:
-        yield Lab(tmp_path, engine, monkeypatch)
-        engine.faults.clear()
+pytestmark = BROKEN_SOCKETS
 
 
 def versions(lab: Lab, name: str, *texts: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socketserver
 import subprocess
 import sys
@@ -17,16 +16,9 @@ from gpuspawner.builder import glance
 from gpuspawner.dockerd.images import Images
 from gpuspawner.errors import BuildError
 from tests.standins.engine import EngineDown, EngineSlow, Http500, StandinEngine
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
+pytestmark = BROKEN_SOCKETS
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,20 +19,13 @@ from gpuspawner.recipes.image import Image
 from tests.standins.engine import BuildFails, Fault, NoSuchImage, RegistryDown, RegistrySilent, StandinEngine
 from tests.unit.fakedocker import FakeDocker
 from tests.unit.machine import MIRROR, debootstrap_in, etc_in, pem, tools_in
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
+pytestmark = BROKEN_SOCKETS
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap is only tried by root")
 
 BASE = "debian:12-slim"
 MADE = "gpuspawner/debian:12"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
 
 
 class Place:

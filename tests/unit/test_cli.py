@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -20,20 +19,13 @@ from gpuspawner.leases import CardShare, Lease, Owner, encode
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests.standins.engine import EngineDown, EngineSlow, Fault, Http500, StandinEngine
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
+pytestmark = BROKEN_SOCKETS
 
 CARDS = [gpu.uuid for gpu in asyncio.run(FakeGPUs("3x24GiB").inventory()).gpus]
 PYTORCH = "gpuspawner/pytorch:latest"
 FOREIGN = "registry.example.org/lab/vision-course:2026-03"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,20 +33,13 @@ from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests.standins import engine as standins
 from tests.standins.engine import EngineSlow, Fault, Http500, RemovalInProgress, StandinEngine
+from tests.unit.sockets import BROKEN_SOCKETS
 
 A, B = GpuUuid("GPU-a"), GpuUuid("GPU-b")
 SOON = 10.0
 
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
+pytestmark = BROKEN_SOCKETS
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from gpuspawner.profiles import Catalogue
 from gpuspawner.status import Running
 from gpuspawner.texts import Text
 from tests.standins.engine import EngineDown, EngineSlow, Http500, StandinEngine
+from tests.unit.sockets import BROKEN_SOCKETS
 
 SOON = 10.0
 LONG_AGO = datetime.now(timezone.utc) - timedelta(hours=1)
@@ -35,15 +35,7 @@ PROFILES = [
     {"display_name": "Staff", "image": "scipy", "groups": ["staff"]},
 ]
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
+pytestmark = BROKEN_SOCKETS
 
 
 @pytest.fixture

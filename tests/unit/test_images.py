@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import subprocess
 import tarfile
@@ -27,18 +26,11 @@ from tests.standins.engine import (
     RegistrySilent,
     StandinEngine,
 )
+from tests.unit.sockets import BROKEN_SOCKETS
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
+pytestmark = BROKEN_SOCKETS
 
 HASHED = {HASH_LABEL: "1" * 64}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

@@ -64,13 +64,6 @@ SOON = 10.0
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Those sockets go here, within this module's filter, and not in somebody else's test."""
-    yield
-    gc.collect()
-
-
 def profile(**more: Any) -> Profile:
     """A profile with one whole card unless something else is said."""
     return Profile.model_validate({"display_name": "One", "image": "nb", "gpu": {"count": 1}, **more})

@@ -14,10 +14,10 @@ import requests
 from docker.errors import APIError
 
 from tests.standins.engine import BuildFails, BuildHangs, HangsUp, RegistryDown, RegistrySilent, StandinEngine
+from tests.unit.sockets import BROKEN_SOCKETS
 from tests.unit.waiting import until
 
-# docker-py leaves the socket of a broken connection to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket.socket fd=.*family=1:ResourceWarning")
+pytestmark = BROKEN_SOCKETS
 
 
 @pytest.fixture

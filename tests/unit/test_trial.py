@@ -18,7 +18,9 @@ from docker.errors import APIError
 from gpuspawner.builder.boot import answer_in, script
 from gpuspawner.builder.inside import hub, own, walk
 from gpuspawner.candidates import parse_imports
-from gpuspawner.dockerd.boxes import _moment, _packed, _Pieces, sentence
+from gpuspawner.dockerd.boxes import _packed, _Pieces
+from gpuspawner.dockerd.translate import for_the_admin
+from gpuspawner.units import moment_of
 
 LONG_PATH = f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\n"
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nbm90IHJlYWxseQ==\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -233,7 +235,7 @@ def test_an_answer_is_an_object_in_the_last_line(lines: list[str], expected: dic
 )
 def test_dockers_times_are_read_to_the_last_digit(text: str, expected: float) -> None:
     """A start is measured against another clock reading: microseconds matter, and "never" is zero."""
-    assert _moment(text) == pytest.approx(expected, abs=1e-6)
+    assert moment_of(text) == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_arrives_in_pieces_reads_like_a_file() -> None:
@@ -265,13 +267,13 @@ def answer(status: int, text: str) -> APIError:
     [
         pytest.param(requests.exceptions.ConnectionError("refused"), "does not answer any more", id="down"),
         pytest.param(requests.exceptions.ReadTimeout("60 s"), "does not answer in time", id="slow"),
-        pytest.param(answer(500, "write /x: no space left on device"), "disk is full", id="full"),
+        pytest.param(answer(500, "write /x: no space left on device"), "disk of the Docker engine is full", id="full"),
         pytest.param(answer(409, "something else"), "Docker said: something else", id="other"),
     ],
 )
 def test_the_engines_errors_are_sentences_for_the_admin(error: Exception, words: str) -> None:
     """With what to do now, where that is known."""
-    assert words in str(sentence(error))
+    assert words in str(for_the_admin(error))
 
 
 @pytest.mark.parametrize("name", ["walk", "hub", "own", "imports"])

@@ -1,0 +1,27 @@
+"""What several modules of the unit tier start from."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.standins.engine import StandinEngine
+from tests.unit.imagelab import Lab
+
+
+@pytest.fixture(scope="module")
+def collected() -> Iterator[None]:
+    """What the module left to the garbage collector goes at its end, and not in somebody else's test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """Four folders of images, and no image yet."""
+    with StandinEngine() as engine:
+        yield Lab(tmp_path, engine, monkeypatch)
+        engine.faults.clear()
