@@ -15,6 +15,9 @@ from gpuspawner.builder import glance
 from gpuspawner.builder.certificates import extra_certificates
 from gpuspawner.errors import BuildError, RecipeError
 
+# A mistake is noticed within a week or two of refreshes, and each version of a GPU image is gigabytes.
+KEEP = 3
+
 
 def program(folder: Path) -> typer.Typer:
     """The command line over one folder of images.
@@ -26,7 +29,7 @@ def program(folder: Path) -> typer.Typer:
     @app.command()
     def main(
         names: Annotated[
-            list[str] | None, typer.Argument(metavar="[NAME]...", help="Images; what they stand on comes first.")
+            list[str] | None, typer.Argument(metavar="NAME", help="Images; what they stand on comes first.")
         ] = None,
         list_: Annotated[bool, typer.Option("--list", help="Show the images: state, size, cost on disk.")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built, and why.")] = False,
@@ -39,8 +42,9 @@ def program(folder: Path) -> typer.Typer:
             bool, typer.Option("--prune", help="Remove old versions that no container and no profile uses.")
         ] = False,
         keep: Annotated[
-            int, typer.Option(metavar="N", min=1, help="With --prune: how many good versions of each image stay.")
-        ] = 3,
+            int | None,
+            typer.Option(metavar="N", min=1, help="With --prune: how many good versions of each image stay (3)."),
+        ] = None,
         config: Annotated[
             Path | None,
             typer.Option(
@@ -105,6 +109,12 @@ def program(folder: Path) -> typer.Typer:
         with Sentences():
             if len(asked) > 1:
                 raise BuildError("--list, --dry-run, --check, --rollback and --prune each stand alone: choose one.")
+            if asked and push:
+                raise BuildError("--push copies what a refresh has published: it goes with a plain refresh only.")
+            if pull and asked and not dry_run:
+                raise BuildError("--pull looks for a newer base to build on: it goes with a refresh or --dry-run only.")
+            if keep is not None and not prune:
+                raise BuildError("--keep says how many versions --prune leaves: add --prune, or leave it out.")
             planner = Planner(folder, options, extra_certificates(ca_bundle), glance.look_or_ask)
             if not (asked or push or pull or metrics) and say_if_current(planner.plan(), as_json=json_):
                 return
@@ -120,7 +130,7 @@ def program(folder: Path) -> typer.Typer:
             elif rollback:
                 ok = actions.roll_back(setting, rollback)
             elif prune:
-                ok = actions.prune(setting, keep, config)
+                ok = actions.prune(setting, keep or KEEP, config)
             else:
                 ok = actions.build(setting, push)
         if not ok:

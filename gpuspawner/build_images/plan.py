@@ -53,8 +53,8 @@ class Options:
 class Step:
     """One image of a plan.
 
-    `existing` is what servers start from now, `made` is an image of exactly what is wanted, `held` says that this
-    content was rolled back before: it is not built again.
+    `existing` is what servers start from now, `made` is an image of exactly what is wanted from before a change that
+    was taken back, `held` says that this content was rolled back: it is not built again.
     """
 
     recipe: Recipe
@@ -84,6 +84,11 @@ class Step:
     def is_due(self) -> bool:
         """Whether there is something to do for it."""
         return bool(self.reasons) and not self.held
+
+    @property
+    def coming(self) -> Image | None:
+        """What servers will start from after the run; None where that is still to be built."""
+        return self.made if self.is_due else self.existing
 
     @property
     def exact(self) -> str:
@@ -131,7 +136,11 @@ class Planner:
             if not bad:
                 break
             held.update(bad)
-        return tuple(self._step(recipe, prints[recipe.name], latest, recipe.name in held) for recipe in chosen)
+        steps: dict[str, Step] = {}
+        for recipe in chosen:
+            parent = steps.get(recipe.parent.recipe or "")
+            steps[recipe.name] = self._step(recipe, prints[recipe.name], latest, recipe.name in held, parent)
+        return tuple(steps.values())
 
     def shelf(self, base: str | None) -> Shelf:
         """The recipes, the lowest one standing on `base`."""
@@ -142,14 +151,25 @@ class Planner:
         """Ask the engine again from now on."""
         self._known.clear()
 
-    def _step(self, recipe: Recipe, wanted: Fingerprint, latest: Mapping[str, Image | None], held: bool) -> Step:
+    def _step(
+        self,
+        recipe: Recipe,
+        wanted: Fingerprint,
+        latest: Mapping[str, Image | None],
+        held: bool,
+        parent: Step | None,
+    ) -> Step:
         existing = latest[f"{recipe.reference}:{LATEST}"]
         why = reasons(wanted, existing.labels if existing else None)
-        exact = f"{recipe.reference}:{wanted.tag}"
-        made = self._ask([exact])[exact] if why else existing
+        made = None
         if self.is_anew(recipe.name):
             why = why or ("--no-cache",)
-        return Step(recipe, wanted, existing, made, why, held)
+        elif not why and not _stands_on(existing, parent):
+            why = (f"parent {recipe.parent.recipe} was built anew",)
+        elif why:
+            exact = f"{recipe.reference}:{wanted.tag}"
+            made = self._ask([exact])[exact]
+        return Step(recipe, wanted, existing, made if _stands_on(made, parent) else None, why, held)
 
     def is_anew(self, name: str) -> bool:
         """Whether an image is built from nothing, also if it is up to date or was rolled back."""
@@ -209,6 +229,14 @@ def _recorded(image: Image | None, reference: str) -> str:
     """The digest of what an image was built on, if that had this name."""
     is_it = image is not None and image.labels.get(BASE_NAME_LABEL) == reference
     return image.labels.get(BASE_DIGEST_LABEL, "") if image and is_it else ""
+
+
+def _stands_on(image: Image | None, parent: Step | None) -> bool:
+    """Whether an image was built on what its parent will be; in doubt (no word about it) it was."""
+    if image is None or parent is None:
+        return True
+    below = image.labels.get(BASE_DIGEST_LABEL, "")
+    return not below or (parent.coming is not None and below == parent.coming.id)
 
 
 def _made_before(shelf: Shelf, latest: Mapping[str, Image | None]) -> str | None:

@@ -27,7 +27,7 @@ from gpuspawner.candidates import Verdict
 from gpuspawner.dockerd.images import Images
 from gpuspawner.errors import BuildError
 from gpuspawner.recipes.image import Image
-from gpuspawner.recipes.versions import CANDIDATE, FAILED, LATEST, bad_tag
+from gpuspawner.recipes.versions import CANDIDATE, FAILED, LATEST, bad_tag, earlier_tag
 
 Result = Literal["unchanged", "built", "tagged", "passed", "held", "failed", "stopped"]
 BROKEN = ("failed", "stopped")
@@ -123,7 +123,10 @@ class Refresh:
                 outcome = Outcome(step.name, "failed", "never built")
             else:
                 began = time.monotonic()
-                outcome = self._judged(step, step.existing, show)
+                try:
+                    outcome = self._judged(step, step.existing, show)
+                except BuildError as error:
+                    outcome = Outcome(step.name, "failed", str(error), log=self._log(step.name))
                 outcome = replace(outcome, seconds=time.monotonic() - began)
             show.end(outcome)
             outcomes.append(outcome)
@@ -199,27 +202,25 @@ class Refresh:
             return Outcome(step.name, "stopped", f"{broken.name} was not built", size_bytes=size)
         if step.held:
             return Outcome(step.name, "held", HELD.format(name=step.name), size_bytes=size)
-        anew = next((parent for parent in parents if parent.result == "built"), None)
-        if not step.reasons and not anew:
+        if not step.reasons:
             why = f"no newer base: {self._no_ground[step.name]}" if step.name in self._no_ground else ""
             return Outcome(step.name, "unchanged", why, size_bytes=size)
-        why = step.why or f"parent {anew.name if anew else ''} was built anew"
         began = time.monotonic()
         try:
             if step.name in self._no_ground:
                 raise self._no_ground[step.name]
-            outcome = self._made(step, show, why)
+            outcome = self._made(step, show)
         except BuildError as error:
             verdict = error.verdict if isinstance(error, Rejected) else None
             outcome = Outcome(step.name, "failed", str(error), log=self._log(step.name), verdict=verdict)
         return replace(outcome, seconds=time.monotonic() - began)
 
-    def _made(self, step: Step, show: Show, why: str) -> Outcome:
+    def _made(self, step: Step, show: Show) -> Outcome:
         # An image of exactly this content, which has passed: from before a change that was taken back.
-        if step.made and step.reasons and not self._planner.is_anew(step.name):
+        if step.made:
             self._work.images.tag(step.exact, step.latest)
-            return Outcome(step.name, "tagged", why, size_bytes=step.made.size_bytes)
-        show.begin(step.name, why)
+            return Outcome(step.name, "tagged", step.why, size_bytes=step.made.size_bytes)
+        show.begin(step.name, step.why)
         candidate = f"{step.recipe.reference}:{CANDIDATE}{step.fingerprint.tag}"
         with self._logging(step.name, show, append=not step.recipe.parent.recipe) as say:
             self._work.builder.build(self._job(step, candidate, say), say)
@@ -232,11 +233,16 @@ class Refresh:
             self._work.images.untag(candidate)
             assert outcome.verdict is not None  # noqa: S101  (it is what failed)
             raise Rejected(outcome.why, outcome.verdict)
-        self._promote(step, candidate)
-        return Outcome(step.name, "built", why, size_bytes=image.size_bytes, verdict=outcome.verdict)
+        self._promote(step, candidate, image)
+        return Outcome(step.name, "built", step.why, size_bytes=image.size_bytes, verdict=outcome.verdict)
 
-    def _promote(self, step: Step, candidate: str) -> None:
-        """From the second line on, servers start from it."""
+    def _promote(self, step: Step, candidate: str, image: Image) -> None:
+        """From the moment when `latest` moves, servers start from it."""
+        before = self._work.images.get(step.exact)
+        if before and before.id != image.id:
+            # Another build of the same content (--no-cache): there has to be a way back to it.
+            earlier = earlier_tag(step.fingerprint.digest, before.id)
+            self._work.images.tag(before.id, f"{step.recipe.reference}:{earlier}")
         self._work.images.tag(candidate, step.exact)
         self._work.images.tag(candidate, step.latest)
         self._work.images.untag(candidate)
@@ -292,7 +298,8 @@ class Refresh:
             given[BASE] = self._ground.reference
             parent, digest = self._ground.name, self._ground.digest
         elif below := self._work.images.get(f"{parent}:{LATEST}" if recipe.parent.recipe else parent):
-            digest = below.digest
+            # Of one that is built here the id: a registry's digest comes and goes with a push.
+            digest = below.id if recipe.parent.recipe else below.digest
         labels = {
             **step.fingerprint.labels(),
             recipes.TITLE_LABEL: recipe.reference,

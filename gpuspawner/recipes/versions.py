@@ -16,7 +16,7 @@ CANDIDATE = "candidate-"
 FAILED = "failed"
 BAD = "bad-"
 
-_GOOD = re.compile(r"[0-9a-f]{12}")
+_GOOD = re.compile(r"[0-9a-f]{12}(-[0-9a-f]{12})?")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Version:
     def good_tags(self) -> tuple[str, ...]:
         """Its own tags: usually one."""
         return tuple(sorted(tag for tag in self.tags if _GOOD.fullmatch(tag)))
+
+
+def earlier_tag(digest: str, image_id: str) -> str:
+    """The own tag of a version that makes room for another build of the same content."""
+    return f"{digest[:12]}-{image_id.removeprefix('sha256:')[:12]}"
 
 
 def bad_tag(digest: str) -> str:

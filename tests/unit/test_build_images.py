@@ -136,6 +136,19 @@ def test_without_cache_everything_that_was_named_is_built_and_what_stands_on_it(
     assert why == {"base": "", "torch": "--no-cache", "vision": "--no-cache"}
 
 
+def test_a_child_that_missed_its_parents_new_build_gets_it_at_the_next_run(lab: Lab) -> None:
+    """Its own hash is the same: it is told by the image that it stands on. Then nothing is left to do."""
+    lab.run()
+    lab.engine.faults.add(BuildFails("gpuspawner/torch:*"))
+    assert lab.results("--no-cache", "base", "torch", status=1) == {"base": "built", "torch": "failed"}
+    lab.engine.faults.clear()
+    plan = {image["name"]: image["reasons"] for image in lab.json("--dry-run")["images"]}
+    assert plan["scipy"] == plan["torch"] == ["parent base was built anew"]
+    assert plan["vision"] == ["parent torch was built anew"]
+    assert lab.results() == {"base": "unchanged", "scipy": "built", "torch": "built", "vision": "built"}
+    assert lab.results() == dict.fromkeys(DOCKERFILES, "unchanged")
+
+
 def test_what_stands_on_an_image_that_was_built_anew_is_built_anew(lab: Lab) -> None:
     """Its own content is the same, and yet it would stand on the old one."""
     lab.run()

@@ -160,6 +160,11 @@ def test_help_names_every_option(lab: Lab) -> None:
         pytest.param(["--ca-bundle", "/nowhere"], "The certificates in /nowhere cannot be read", id="no such bundle"),
         pytest.param(["--list", "--prune"], "each stand alone: choose one.", id="two things at once"),
         pytest.param(["--check", "--rollback", "base"], "each stand alone: choose one.", id="two others"),
+        pytest.param(
+            ["--list", "--push", "here:5000"], "--push copies what a refresh has published", id="push of a list"
+        ),
+        pytest.param(["--check", "--pull"], "--pull looks for a newer base to build on", id="pull of a check"),
+        pytest.param(["--keep", "2"], "--keep says how many versions --prune leaves: add --prune", id="keep alone"),
         pytest.param(["--jobs", "0"], "Invalid value for '--jobs'", id="no jobs"),
         pytest.param(["--fast"], "No such option", id="no such option"),
     ],

@@ -185,6 +185,17 @@ def test_check_tries_what_servers_start_from_and_changes_nothing(lab: Lab) -> No
     assert lab.results("--check") == dict.fromkeys(DOCKERFILES, "passed")
 
 
+def test_a_trial_that_cannot_be_held_does_not_keep_the_others_from_theirs(lab: Lab) -> None:
+    """--check goes on to the next image."""
+    lab.run()
+    lab.trials.verdicts["base"] = BuildError("Docker said: boom")
+    found = {image["name"]: (image["result"], image["why"]) for image in lab.json("--check", status=1)["images"]}
+    assert found["base"] == ("failed", "Docker said: boom")
+    assert {name: result for name, (result, _) in found.items() if name != "base"} == dict.fromkeys(
+        ("scipy", "torch", "vision"), "passed"
+    )
+
+
 def test_check_tells_what_is_wrong_and_what_is_missing(lab: Lab) -> None:
     """Exit status 1; an image whose base is gone is not compared with it."""
     lab.run("torch")

@@ -105,6 +105,22 @@ def test_a_bad_one_that_a_student_still_runs_can_be_built_anew(lab: Lab) -> None
     assert [image.id for image in lab.engine.unnamed] == [before]
 
 
+def test_there_is_a_way_back_from_another_build_of_the_same_content(lab: Lab) -> None:
+    """--no-cache fetches newer packages; when these are what is broken, the build of before comes back and stays."""
+    lab.run("scipy")
+    before, digest = lab.image("scipy").id, lab.digest("scipy")
+    assert lab.results("--no-cache", "scipy")["scipy"] == "built"
+    assert lab.image("scipy").id != before
+    lab.run("--rollback", "scipy")
+    assert lab.image("scipy").id == before
+    assert lab.results("scipy")["scipy"] == "unchanged"
+    kept = {"latest", f"bad-{digest}", f"{digest}-{before.removeprefix('sha256:')[:12]}"}
+    assert lab.tags("scipy") == kept
+    lab.run("--prune", "--keep", "1")
+    assert lab.tags("scipy") == kept
+    assert lab.image("scipy").id == before
+
+
 def test_a_bad_one_that_fails_again_stays_bad(lab: Lab) -> None:
     """Built anew, tried, and not published."""
     versions(lab, "torch", "1", "2")
