@@ -19,6 +19,9 @@ from gpuspawner.errors import GPUSpawnerError
 
 __all__ = ["main"]
 
+# What the command line also takes from the environment, and a call without options must not overlook.
+SETTINGS = ("GPUSPAWNER_BASE", "GPUSPAWNER_CA_BUNDLE", "GPUSPAWNER_METRICS")
+
 
 def main(folder: Path) -> None:
     """Run the program over one folder of images, with the arguments of this process.
@@ -45,6 +48,3 @@ def _is_current(folder: Path, arguments: Sequence[str], environ: Mapping[str, st
         return say_if_current(planner.plan())
     except GPUSpawnerError:
         return False
-
-
-SETTINGS = ("GPUSPAWNER_BASE", "GPUSPAWNER_CA_BUNDLE", "GPUSPAWNER_METRICS")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpuspawner.builder.children import Say
 from gpuspawner.dockerd.images import Images
 from gpuspawner.errors import BuildError
 from gpuspawner.recipes import HASH_LABEL, PREFIX, parts_of
 from gpuspawner.recipes.image import Image
 from gpuspawner.recipes.versions import LATEST, Cost, Version, bad_tag, disk_cost, previous_good, to_prune
-
-Say = Callable[[str], None]
 
 _NAMED_IN_A_CONFIG = re.compile(re.escape(PREFIX) + r"[a-z0-9._-]+:[\w.-]+")
 

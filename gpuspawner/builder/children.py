@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
+from gpuspawner.dockerd.images import Say
 from gpuspawner.errors import BuildError
 
-Say = Callable[[str], None]
+__all__ = ["Children", "Say"]
 
 
 class Children:

@@ -17,6 +17,7 @@ from typing import Any
 
 from gpuspawner import candidates, container
 from gpuspawner.builder.boot import AS_THE_HUB_STARTS_IT, PORT, PREFIX, HubBox, NoAnswer, answer_in, script
+from gpuspawner.builder.children import Say
 from gpuspawner.builder.desk import Desk
 from gpuspawner.candidates import Boot, FileFacts, Finding, ImageConfig, ImportCost, PackageCheck, Verdict
 from gpuspawner.dockerd.boxes import Box, Boxes, CannotStart
@@ -24,8 +25,6 @@ from gpuspawner.errors import BuildError
 from gpuspawner.leases import Lease, Limits, Owner
 from gpuspawner.profiles import Choice, Profile
 from gpuspawner.units import GIB
-
-Say = Callable[[str], None]
 
 MEMORY_BYTES, SMOKE_MEMORY_BYTES, CPU_LIMIT = 2 * GIB, 4 * GIB, 2.0
 SMOKE_SECONDS, LOOK_SECONDS = 300.0, 300.0
