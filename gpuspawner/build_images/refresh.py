@@ -203,8 +203,8 @@ class Refresh:
         if step.held:
             return Outcome(step.name, "held", HELD.format(name=step.name), size_bytes=size)
         if not step.reasons:
-            why = f"no newer base: {self._no_ground[step.name]}" if step.name in self._no_ground else ""
-            return Outcome(step.name, "unchanged", why, size_bytes=size)
+            kept = self._work.grounds.kept.get(step.recipe.parent.reference)
+            return Outcome(step.name, "unchanged", f"no newer base: {kept}" if kept else "", size_bytes=size)
         began = time.monotonic()
         try:
             if step.name in self._no_ground:

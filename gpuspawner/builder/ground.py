@@ -56,6 +56,8 @@ class Grounds:
         self._builder = builder
         self._children = children
         self._etc = etc
+        # What could not be refreshed, and why: the images of before are used.
+        self.kept: dict[str, str] = {}
 
     def lowest(
         self, *, wanted: str | None, default: str, certificates: tuple[str, ...], refresh: bool, say: Say
@@ -68,7 +70,10 @@ class Grounds:
         name = wanted or self._made_before() or default
         if name.startswith(PREFIX) and self._images.get(name):
             if refresh and not wanted:
-                self._make(say)
+                try:
+                    self._make(say)
+                except BuildError as error:
+                    self._keep(name, error, say)
         else:
             try:
                 self.foreign(name, refresh=refresh, say=say)
@@ -93,10 +98,14 @@ class Grounds:
         except BuildError as error:
             if image is None:
                 raise BuildError(f"{reference} is not in the engine and cannot be pulled: {error}") from error
-            say(f"{reference} cannot be refreshed ({error}): the one that is here stays.")
+            self._keep(reference, error, say)
         if image is None:
             raise BuildError(f"{reference} was pulled and is not in the engine: is its disk full?")
         return image
+
+    def _keep(self, reference: str, reason: BuildError, say: Say) -> None:
+        self.kept[reference] = str(reason)
+        say(f"{reference} cannot be refreshed ({reason}): the one that is here stays.")
 
     def _made_before(self) -> str | None:
         try:

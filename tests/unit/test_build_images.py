@@ -245,6 +245,9 @@ def test_a_refresh_without_a_registry_goes_on_with_what_is_here(lab: Lab, fault:
     lab.engine.faults.add(fault)
     assert lab.results("--pull", "scipy") == {"base": "built", "scipy": "built"}
     assert lab.built() == ["base", "scipy"]
+    base = lab.json("--pull", "scipy")["images"][0]
+    assert base["result"] == "unchanged"
+    assert base["why"].startswith("no newer base: ")
 
 
 def test_an_image_from_elsewhere_is_refreshed_as_well(lab: Lab) -> None:

@@ -209,6 +209,17 @@ def test_a_refresh_of_the_same_packages_keeps_the_image(place: Place) -> None:
 
 
 @needs_root
+def test_a_refresh_without_the_archive_goes_on_with_what_was_made(place: Place) -> None:
+    """As with a registry: a mirror that is down at night stops nothing, and is told."""
+    place.engine.faults.add(RegistryDown())
+    debootstrap_in(place.tools)
+    first = place.lowest()
+    debootstrap_in(place.tools, status=1)
+    assert place.lowest(refresh=True) == first
+    assert place.said[-1].startswith(f"{MADE} cannot be refreshed (debootstrap failed: E: no mirror.")
+
+
+@needs_root
 def test_a_debootstrap_that_fails_says_its_last_line(place: Place) -> None:
     """And nothing is made; the folder for it is gone."""
     place.engine.faults.add(RegistryDown())
