@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 from gpuspawner.dockerd.images import Say
 from gpuspawner.errors import BuildError
 
 __all__ = ["Children", "Say"]
+
+# What a program has to end in good order. A docker program waits for the engine to give up a step, which can hang; once
+# it is gone, the engine breaks the build off by itself.
+GRACE_SECONDS = 5.0
 
 
 class Children:
@@ -33,7 +41,7 @@ class Children:
             try:
                 process = subprocess.Popen(
                     argv, env=dict(environ), text=True, errors="replace", stdin=stdin or subprocess.DEVNULL,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
                 raise BuildError(f"{argv[0]} cannot be run: {error.strerror}.") from error
@@ -44,9 +52,7 @@ class Children:
                 say(line.rstrip())
             status = process.wait()
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            _end([process])
             process.stdout.close()
             with self._lock:
                 self._running.discard(process)
@@ -55,8 +61,27 @@ class Children:
         return status
 
     def stop(self) -> None:
-        """End all of them, and let none begin any more."""
+        """End all of them, within `GRACE_SECONDS`, and let none begin any more."""
         with self._lock:
             self._stopped = True
-            for process in self._running:
-                process.terminate()
+            running = list(self._running)
+        _end(running)
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """End these programs, and what they have started: `docker buildx` is a program of its own, which holds the pipe."""
+    processes = [process for process in processes if process.poll() is None]
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    # Each is the leader of a session, so that its id is that of its group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.builder import build as module
+from gpuspawner.builder import children as children_module
 from gpuspawner.builder.build import Builder, Job, Kind, Tool, find_tool, step_of
 from gpuspawner.builder.children import Children
 from gpuspawner.builder.context import packed
@@ -312,6 +313,30 @@ def test_a_stop_ends_what_runs_and_lets_nothing_begin() -> None:
     assert ended == ["stopped", "stopped"]
     with pytest.raises(BuildError, match="stopped"):
         children.run(["true"], lambda _: None, environ={})
+
+
+@pytest.mark.parametrize("deaf", ["the program", "what it has started"])
+def test_a_stop_does_not_wait_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch, deaf: str) -> None:
+    """A docker program may wait for an engine for ever, and its plugin holds the pipe when it is gone itself."""
+    monkeypatch.setattr(children_module, "GRACE_SECONDS", 0.2)
+    children, ready = Children(), threading.Event()
+    hangs = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    program = hangs if deaf == "the program" else f"({hangs}) & wait"
+    problems: list[str] = []
+
+    def work() -> None:
+        try:
+            children.run(["sh", "-c", program], lambda _: ready.set(), environ=dict(os.environ))
+        except BuildError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(10)
+    children.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert problems == ["stopped"]
 
 
 @pytest.mark.parametrize("buildx", [True, False], ids=["buildx", "classic"])
