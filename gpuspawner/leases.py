@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from gpuspawner.errors import LabelError
 from gpuspawner.gpus import GpuUuid
@@ -67,9 +67,31 @@ class Lease:
     image_id: str = ""
 
     @property
+    def ends(self) -> datetime | None:
+        """When its time is over, in UTC; None where it has no time limit."""
+        limit = self.limits.time_limit_seconds
+        return None if limit is None else self.started + timedelta(seconds=limit)
+
+    @property
     def vram_bytes(self) -> int | None:
         """The counted budget of a share, or None for whole cards and for no card."""
         return self.cards[0].memory_bytes if self.cards else None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Cards that are taken: what counts of a lease, and of a promise that is no lease yet.
+
+    `owner` is None where the labels cannot be read. `ends` is in UTC, None where nobody can say.
+    """
+
+    cards: tuple[CardShare, ...]
+    owner: Owner | None = None
+    ends: datetime | None = None
+
+
+Holdings = Mapping[str, Held]
+"""Lease id → what it holds: what the labels of all containers say."""
 
 
 def encode(lease: Lease) -> dict[str, str]:

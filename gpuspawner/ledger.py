@@ -11,16 +11,13 @@ counted for every look that began before that: no moment exists in which neither
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gpuspawner.gpus import Inventory
-from gpuspawner.leases import CardShare
+from gpuspawner.leases import CardShare, Holdings
 from gpuspawner.placement import Occupancy, Policy, place
 from gpuspawner.profiles import GpuRequest
-
-Holdings = Mapping[str, tuple[CardShare, ...]]
-"""Lease id → cards: what the labels of all containers say."""
 
 
 @dataclass(frozen=True)
@@ -126,4 +123,8 @@ class Ledger:
 
     def _occupancy(self, began: int, seen: Holdings) -> Occupancy:
         hidden = {key: cards for key, (settled, cards) in self._settled.items() if settled > began}
-        return Occupancy.of(*{**hidden, **self._in_flight, **seen}.values())
+        return Occupancy.of(*{**hidden, **self._in_flight, **_cards(seen)}.values())
+
+
+def _cards(holdings: Holdings) -> dict[str, tuple[CardShare, ...]]:
+    return {key: held.cards for key, held in holdings.items()}

@@ -1,4 +1,4 @@
-"""`GPUSpawner`: what JupyterHub and the admin see. Traits with help, a few overrides, wiring.
+"""`GPUSpawner`: what JupyterHub sees. A few overrides and wiring; its settings are in `settings`.
 
 No rule, no HTML and no Docker call of its own: rules are in the pure modules, a start is a `launch.Launch`, and how a
 container is polled and stopped is in `engine_spawner`. `_apply` is the only writer of inherited traits.
@@ -12,22 +12,19 @@ from contextlib import suppress
 from typing import Any
 
 from jupyterhub.spawner import SpawnException
-from jupyterhub.traitlets import ByteSpecification
-from traitlets import Enum, Float, Instance, Integer, List, Unicode, default
+from traitlets import default
 
 from gpuspawner import form
 from gpuspawner.container import ContainerSpec, Defaults, check_create_kwargs, check_host_config, literal, object_name
 from gpuspawner.dockerd import Engine, image_missing
-from gpuspawner.engine_spawner import EngineSpawner
 from gpuspawner.errors import BadChoice, NoRoom, Refused
-from gpuspawner.gpus import GpuSource
 from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order, persist
 from gpuspawner.leases import Owner
 from gpuspawner.merging import copied, merging
-from gpuspawner.nvml import Nvml
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
+from gpuspawner.settings import Settings
 from gpuspawner.status import HomeNotice, home_notice
 from gpuspawner.texts import Language, Text, language_of
 
@@ -35,119 +32,12 @@ from gpuspawner.texts import Language, Text, language_of
 APPLIED = ("image", "mem_limit", "cpu_limit", "volumes", "extra_create_kwargs", "extra_host_config")
 
 
-class GPUSpawner(EngineSpawner):
+class GPUSpawner(Settings):
     """Starts each server in a Docker container that holds exactly the cards its profile promises."""
 
     # Attributes that JupyterHub sets on every spawner.
     user_options: Any
     server: Any
-
-    profile_list = List(
-        help="""
-        The profiles that students choose from: a list of dictionaries.
-
-        Keys: `display_name` and `description` (a text, or `{"en": …, "ko": …}`), `slug`, `image` (a folder of
-        `images/`, or any image reference with a tag), `gpu` (`{"count": 1}` whole cards, or `{"memory": "8G"}` a
-        counted share of one card; `model` narrows it to cards of that name), `mem_limit`, `cpu_limit`, `shm_size`,
-        `pids_limit`, `time_limit`, `idle_timeout`, `groups`, `volumes`, `default`. Sizes are powers of 1024.
-
-        A mistake stops the Hub at start with its path, for example
-        `profile_list[2].gpu.count must be at least 1, got 0` (when the configuration ends with
-        `gpuspawner.check_config(c)`).
-
-            c.GPUSpawner.profile_list = [
-                {"display_name": "One RTX 4090", "image": "pytorch", "gpu": {"count": 1}, "mem_limit": "32G"},
-            ]
-        """,
-    ).tag(config=True)
-
-    gpus = Instance(
-        GpuSource,
-        help="""
-        Where the cards come from. The default asks the NVIDIA driver through NVML.
-
-        `gpuspawner.FakeGPUs("2x24GiB")` counts and leases cards that do not exist: for trying the Hub on a machine
-        without a GPU. No device is attached then, and the form says so.
-        """,
-    ).tag(config=True)
-
-    gpu_memory_reserve = ByteSpecification(
-        "1G",
-        help="""
-        How much memory of each card is never given away in shares, in bytes or as "1G" (powers of 1024).
-
-        The driver and the CUDA context of each process live in it. A share fits a card while the sum of the shares
-        stays within the card's memory less this reserve. Whole cards are not affected.
-        """,
-    ).tag(config=True)
-
-    gpu_attach = Enum(
-        ("auto", "nvidia", "cdi"),
-        default_value="auto",
-        help="""
-        How the engine is asked for the leased cards.
-
-        "nvidia" is a device request to NVIDIA's container toolkit; "cdi" names the cards by CDI (engine 25 or newer);
-        "auto", the default, takes CDI where `docker info` lists the cards' UUIDs, else "nvidia". With the wrong one a
-        start fails, and the student reads that the GPU could not be attached.
-        """,
-    ).tag(config=True)
-
-    default_shm_fraction = Float(
-        0.25,
-        min=0.01,
-        max=1.0,
-        help="""
-        Shared memory (/dev/shm) of a profile without `shm_size`, as a part of its memory limit; without one, 1 GiB.
-
-        PyTorch's DataLoader needs it; with too little a student reads "bus error". It counts against the RAM limit.
-        """,
-    ).tag(config=True)
-
-    default_pids_limit = Integer(
-        4096,
-        min=64,
-        help="""
-        How many processes and threads a container of a profile without `pids_limit` may have.
-
-        Beyond it a student reads "Resource temporarily unavailable"; other students notice nothing.
-        """,
-    ).tag(config=True)
-
-    log_max_size = Unicode(
-        "10m",
-        help="""
-        The size at which the log of a container is rotated, in Docker's notation; three files are kept. The default,
-        10 MiB, keeps a chatty notebook from filling the engine's disk.
-        """,
-    ).tag(config=True)
-
-    home_path_template = Unicode(
-        "",
-        help="""
-        A folder of the host for each user's home, with `{username}` in it, such as "/srv/homes/{username}".
-
-        The default, "", keeps each home in a Docker volume named `<prefix>-home-<user>`. `{username}` becomes the
-        user's name where that is plain, else a safe form of it. A missing folder is made for uid 1000, which needs a
-        Hub that runs as root on the engine's host; otherwise the student reads that the home could not be made.
-        """,
-    ).tag(config=True)
-
-    form_template_paths = List(
-        Unicode(),
-        help="""
-        Folders that are searched for `form.html` before the package's own template. The default is none. A template
-        that fails shows the student an error page, so try it before a class.
-        """,
-    ).tag(config=True)
-
-    @default("gpus")
-    def _default_gpus(self) -> GpuSource:
-        return Nvml()
-
-    @default("start_timeout")
-    def _default_start_timeout(self) -> int:
-        return 120
 
     @default("options_form")
     def _default_options_form(self) -> Any:

@@ -32,7 +32,7 @@ from gpuspawner import leases
 from gpuspawner.container import Evidence, ImageFacts
 from gpuspawner.dockerd.translate import TELL_ADMIN, TELL_ADMIN_KO, timeout, translate
 from gpuspawner.errors import EngineError, ImageMissing, LabelError, Refused
-from gpuspawner.leases import CardShare, Lease
+from gpuspawner.leases import CardShare, Held, Lease
 from gpuspawner.status import Image
 from gpuspawner.texts import Text
 
@@ -195,10 +195,15 @@ class Engine:
         found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*HOLDING_STATES]})
         return tuple(_leased(entry) for entry in found)
 
-    async def holdings(self) -> dict[str, tuple[CardShare, ...]]:
-        """Lease id → cards, from the labels: what `ledger.Ledger` counts with."""
-        containers = await self.leased()
-        return {entry.lease.id if entry.lease else entry.id: entry.cards for entry in containers}
+    async def holdings(self) -> dict[str, Held]:
+        """Lease id → what it holds, from the labels: what `ledger.Ledger` counts with."""
+        found = {}
+        for entry in await self.leased():
+            lease = entry.lease
+            found[lease.id if lease else entry.id] = (
+                Held(entry.cards, lease.owner, lease.ends) if lease else Held(entry.cards)
+            )
+        return found
 
     async def find(self, name_or_id: str) -> dict[str, Any] | None:
         """What `docker inspect` says of a container, or None when there is none."""

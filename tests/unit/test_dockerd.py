@@ -28,7 +28,7 @@ from gpuspawner.errors import (
     Refused,
 )
 from gpuspawner.gpus import GpuUuid
-from gpuspawner.leases import LEASE, PREFIX, CardShare, Lease, Owner, encode
+from gpuspawner.leases import LEASE, PREFIX, CardShare, Held, Lease, Owner, encode
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests.standins import engine as standins
@@ -510,7 +510,7 @@ async def test_which_containers_hold_their_cards(
     """All but those whose processes are over."""
     await create(engine, "ann", encode(lease(1, CardShare(A))))
     standin.container("ann").status = state
-    assert await engine.holdings() == ({lease(1).id: (CardShare(A),)} if holds else {})
+    assert await engine.holdings() == ({lease(1).id: Held((CardShare(A),), lease(1).owner)} if holds else {})
 
 
 async def test_leases_of_every_hub_count(engine: Engine) -> None:
@@ -520,9 +520,9 @@ async def test_leases_of_every_hub_count(engine: Engine) -> None:
     await create(engine, "cpu", encode(lease(3)))
     await create(engine, "stranger", {"com.example": "1"})
     assert await engine.holdings() == {
-        lease(1).id: (CardShare(A),),
-        lease(2).id: (CardShare(B, GIB),),
-        lease(3).id: (),
+        lease(1).id: Held((CardShare(A),), lease(1).owner),
+        lease(2).id: Held((CardShare(B, GIB),), lease(2, hub="other").owner),
+        lease(3).id: Held((), lease(3).owner),
     }
     assert {entry.name: entry.lease for entry in await engine.leased()}["bob"] == lease(
         2, CardShare(B, GIB), hub="other"
@@ -543,7 +543,7 @@ async def test_labels_that_cannot_be_read_hold_the_whole_card(
 ) -> None:
     """In doubt nobody else gets it; the admin reads which container."""
     container_id = await create(engine, "ann", {**encode(lease(1, CardShare(A, GIB))), **damage})
-    assert await engine.holdings() == {container_id: (CardShare(A),)}
+    assert await engine.holdings() == {container_id: Held((CardShare(A),))}
     assert "ann" in caplog.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -124,3 +125,11 @@ def test_a_missing_vram_label_counts_as_the_whole_card() -> None:
     found = decode(labels)
     assert found is not None
     assert found.cards == (CardShare(GpuUuid("GPU-a")),)
+
+
+def test_a_lease_knows_its_end() -> None:
+    """By its own time limit, and by nothing else."""
+    started = datetime(2026, 3, 2, 9, tzinfo=timezone.utc)
+    lease = Lease("1", Owner("ann"), "one", (), started, Limits(time_limit_seconds=5400))
+    assert lease.ends == datetime(2026, 3, 2, 10, 30, tzinfo=timezone.utc)
+    assert replace(lease, limits=Limits()).ends is None

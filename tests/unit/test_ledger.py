@@ -13,8 +13,8 @@ import pytest
 
 from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Reason
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
-from gpuspawner.leases import CardShare
-from gpuspawner.ledger import Holdings, Ledger
+from gpuspawner.leases import CardShare, Held
+from gpuspawner.ledger import Ledger
 from gpuspawner.placement import Occupancy, Policy
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.texts import Text
@@ -26,7 +26,8 @@ BOTH_CARDS = GpuRequest.model_validate({"count": 2})
 SHARE = GpuRequest.model_validate({"memory": "8G"})
 A, B = GpuUuid("GPU-a"), GpuUuid("GPU-b")
 WHOLE_A, WHOLE_B, SHARE_A = CardShare(A), CardShare(B), CardShare(A, 8 * GIB)
-NOTHING: Holdings = {}
+Labels = dict[str, tuple[CardShare, ...]]
+NOTHING: Labels = {}
 
 
 def card(uuid: GpuUuid, index: int) -> Gpu:
@@ -39,19 +40,19 @@ class Machine:
 
     def __init__(self, *uuids: GpuUuid) -> None:
         self.inventory = Inventory(tuple(card(uuid, index) for index, uuid in enumerate(uuids)))
-        self.looks: list[asyncio.Future[Holdings]] = []
+        self.looks: list[asyncio.Future[Labels]] = []
         self.ledger = Ledger(self.look_at_labels, self.look_at_gpus, POLICY)
 
-    async def look_at_labels(self) -> Holdings:
+    async def look_at_labels(self) -> dict[str, Held]:
         """Pending until the test answers the future."""
         self.looks.append(asyncio.get_running_loop().create_future())
-        return await self.looks[-1]
+        return {key: Held(cards) for key, cards in (await self.looks[-1]).items()}
 
     async def look_at_gpus(self) -> Inventory:
         """The cards of this moment."""
         return self.inventory
 
-    async def begin(self, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], asyncio.Future[Holdings]]:
+    async def begin(self, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], asyncio.Future[Labels]]:
         """Start something that looks at the labels; gives the task and its look, which is under way."""
         before = len(self.looks)
         task = asyncio.ensure_future(work)
@@ -59,22 +60,20 @@ class Machine:
             await asyncio.sleep(0)
         return task, self.looks[-1]
 
-    async def reserve(
-        self, lease_id: str, request: GpuRequest | None, seen: Holdings = NOTHING
-    ) -> tuple[CardShare, ...]:
+    async def reserve(self, lease_id: str, request: GpuRequest | None, seen: Labels = NOTHING) -> tuple[CardShare, ...]:
         """A reservation whose look is answered at once."""
         task, look = await self.begin(self.ledger.reserve(lease_id, request))
         look.set_result(seen)
         cards: tuple[CardShare, ...] = await task
         return cards
 
-    async def occupancy(self, seen: Holdings = NOTHING) -> Occupancy:
+    async def occupancy(self, seen: Labels = NOTHING) -> Occupancy:
         """What is held, for somebody who looks now and sees these labels."""
         task, look = await self.begin(self.ledger.standing())
         look.set_result(seen)
         return (await task).occupancy
 
-    async def held(self, seen: Holdings = NOTHING) -> list[CardShare]:
+    async def held(self, seen: Labels = NOTHING) -> list[CardShare]:
         """The same, sorted."""
         return sorted((await self.occupancy(seen)).cards, key=lambda share: (share.uuid, share.memory_bytes or 0))
 

@@ -25,8 +25,8 @@ from gpuspawner.dockerd import HOLDING_STATES, Engine
 from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Refused
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.launch import BOOTING, CREATING, READY, Launch, Order
-from gpuspawner.leases import CardShare, Owner, decode
-from gpuspawner.ledger import Holdings, Ledger, Standing
+from gpuspawner.leases import CardShare, Held, Owner, decode
+from gpuspawner.ledger import Ledger, Standing
 from gpuspawner.placement import Policy, availability
 from gpuspawner.profiles import Choice, GpuRequest, Profile
 from gpuspawner.texts import Text
@@ -55,7 +55,7 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 Promises = dict[str, tuple[CardShare, ...]]
 
 
-def cards_of(promises: Holdings) -> list[tuple[str, int]]:
+def cards_of(promises: Promises) -> list[tuple[str, int]]:
     """All promised cards, sorted; 0 is the whole card."""
     return sorted((card.uuid, card.memory_bytes or 0) for cards in promises.values() for card in cards)
 
@@ -72,8 +72,8 @@ def requests() -> st.SearchStrategy[GpuRequest | None]:
 class Look:
     """A list of the labels that is under way: begun, perhaps read by the engine already, not yet answered."""
 
-    answer: asyncio.Future[Holdings]
-    read: Holdings | None = None
+    answer: asyncio.Future[Promises]
+    read: Promises | None = None
 
 
 @dataclass(eq=False)
@@ -116,14 +116,14 @@ class World:
         """What a list of the labels shows at this moment."""
         return {key: box.cards for key, box in self.boxes.items() if box.state in HOLDING_STATES}
 
-    async def look_at_labels(self) -> Holdings:
+    async def look_at_labels(self) -> dict[str, Held]:
         """Answered by a rule, or at once for the invariants."""
         if self.quick:
-            return self.holdings()
+            return {key: Held(cards) for key, cards in self.holdings().items()}
         look = Look(asyncio.get_running_loop().create_future())
         self.looks.append(look)
         try:
-            return await look.answer
+            return {key: Held(cards) for key, cards in (await look.answer).items()}
         finally:
             self.looks.remove(look)
 
