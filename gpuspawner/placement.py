@@ -9,11 +9,13 @@ arguments alone and is the same each time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 from gpuspawner.errors import GpusUnknown, NoRoom, Reason, Refused
-from gpuspawner.gpus import Gpu, Inventory
+from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.leases import CardShare
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.texts import Text
@@ -27,6 +29,18 @@ class Policy:
     reserve_bytes: int = GIB
 
 
+class Taken(Protocol):
+    """What is taken, summed up: all that a placement has to know of others."""
+
+    @property
+    def whole(self) -> frozenset[GpuUuid]:
+        """UUIDs that somebody holds alone."""
+
+    @property
+    def shared_bytes(self) -> Mapping[GpuUuid, int]:
+        """UUID → VRAM promised in shares; only cards with shares are in it."""
+
+
 @dataclass(frozen=True)
 class Occupancy:
     """Everything that is held or promised, from labels and from reservations in flight."""
@@ -38,13 +52,15 @@ class Occupancy:
         """The sum of several sets of holdings."""
         return cls(tuple(card for holding in holdings for card in holding))
 
-    def whole(self) -> frozenset[str]:
+    @cached_property
+    def whole(self) -> frozenset[GpuUuid]:
         """UUIDs that somebody holds alone."""
         return frozenset(card.uuid for card in self.cards if card.whole)
 
-    def shared_bytes(self) -> dict[str, int]:
+    @cached_property
+    def shared_bytes(self) -> Mapping[GpuUuid, int]:
         """UUID → VRAM promised in shares; only cards with shares are in it."""
-        shares: dict[str, int] = defaultdict(int)
+        shares: dict[GpuUuid, int] = defaultdict(int)
         for card in self.cards:
             if card.memory_bytes is not None:
                 shares[card.uuid] += card.memory_bytes
@@ -68,9 +84,7 @@ class Availability:
         return self.refusal is None
 
 
-def place(
-    request: GpuRequest | None, inventory: Inventory, occupancy: Occupancy, policy: Policy
-) -> tuple[CardShare, ...]:
+def place(request: GpuRequest | None, inventory: Inventory, occupancy: Taken, policy: Policy) -> tuple[CardShare, ...]:
     """The cards for `request`; no card for None.
 
     Raises:
@@ -88,9 +102,7 @@ def place(
     return _place_whole(request.count or 1, request, fitting, inventory, occupancy, policy)
 
 
-def availability(
-    request: GpuRequest | None, inventory: Inventory, occupancy: Occupancy, policy: Policy
-) -> Availability:
+def availability(request: GpuRequest | None, inventory: Inventory, occupancy: Taken, policy: Policy) -> Availability:
     """What the form says about `request` right now. Never raises."""
     if request is None:
         return Availability(0, 0)
@@ -104,8 +116,21 @@ def availability(
         size = request.memory_bytes
         room = _room(fitting, occupancy, policy)
         free = sum(max(0, room[gpu.uuid]) // size for gpu in fitting if gpu.uuid in room)
-        return Availability(free, sum(_budget(gpu, policy) // size for gpu in fitting), refusal)
+        return Availability(free, sum(budget(gpu, policy) // size for gpu in fitting), refusal)
     return Availability(len(_untouched(fitting, occupancy)), len(fitting), refusal)
+
+
+def able_cards(request: GpuRequest, inventory: Inventory, policy: Policy) -> Mapping[GpuUuid, int]:
+    """UUID → budget in bytes of the well cards that could serve the request; none where they are too few for it."""
+    fitting = _fitting(request, inventory, policy)
+    if len(fitting) < (request.count or 1):
+        return {}
+    return {gpu.uuid: budget(gpu, policy) for gpu in fitting}
+
+
+def budget(gpu: Gpu, policy: Policy) -> int:
+    """How much of a card may be given away in shares, in bytes."""
+    return max(0, gpu.memory_bytes - policy.reserve_bytes)
 
 
 def _fitting(request: GpuRequest, inventory: Inventory, policy: Policy) -> list[Gpu]:
@@ -113,22 +138,18 @@ def _fitting(request: GpuRequest, inventory: Inventory, policy: Policy) -> list[
     cards = [gpu for gpu in inventory.gpus if gpu.fault is None and gpu.matches(request.model)]
     if request.memory_bytes is None:
         return cards
-    return [gpu for gpu in cards if _budget(gpu, policy) >= request.memory_bytes]
+    return [gpu for gpu in cards if budget(gpu, policy) >= request.memory_bytes]
 
 
-def _budget(gpu: Gpu, policy: Policy) -> int:
-    return max(0, gpu.memory_bytes - policy.reserve_bytes)
-
-
-def _untouched(gpus: Iterable[Gpu], occupancy: Occupancy) -> list[Gpu]:
-    taken = occupancy.whole() | occupancy.shared_bytes().keys()
+def _untouched(gpus: Iterable[Gpu], occupancy: Taken) -> list[Gpu]:
+    taken = occupancy.whole | occupancy.shared_bytes.keys()
     return [gpu for gpu in gpus if gpu.uuid not in taken]
 
 
-def _room(gpus: Iterable[Gpu], occupancy: Occupancy, policy: Policy) -> dict[str, int]:
+def _room(gpus: Iterable[Gpu], occupancy: Taken, policy: Policy) -> dict[str, int]:
     """UUID → what is left of the budget; cards that somebody holds alone are not in it."""
-    whole, shared = occupancy.whole(), occupancy.shared_bytes()
-    return {gpu.uuid: _budget(gpu, policy) - shared.get(gpu.uuid, 0) for gpu in gpus if gpu.uuid not in whole}
+    whole, shared = occupancy.whole, occupancy.shared_bytes
+    return {gpu.uuid: budget(gpu, policy) - shared.get(gpu.uuid, 0) for gpu in gpus if gpu.uuid not in whole}
 
 
 def _place_whole(
@@ -136,7 +157,7 @@ def _place_whole(
     request: GpuRequest,
     fitting: list[Gpu],
     inventory: Inventory,
-    occupancy: Occupancy,
+    occupancy: Taken,
     policy: Policy,
 ) -> tuple[CardShare, ...]:
     if len(fitting) < count:
@@ -154,7 +175,7 @@ def _place_share(
     request: GpuRequest,
     fitting: list[Gpu],
     inventory: Inventory,
-    occupancy: Occupancy,
+    occupancy: Taken,
     policy: Policy,
 ) -> tuple[CardShare, ...]:
     if not fitting:
@@ -163,7 +184,7 @@ def _place_share(
     candidates = [gpu for gpu in fitting if room.get(gpu.uuid, -1) >= size]
     if not candidates:
         raise _busy(request, 0, len(fitting))
-    shared = occupancy.shared_bytes()
+    shared = occupancy.shared_bytes
     best = min(candidates, key=lambda gpu: (gpu.uuid not in shared, room[gpu.uuid], gpu.index, gpu.uuid))
     return (CardShare(best.uuid, size),)
 
@@ -206,7 +227,7 @@ def _never(request: GpuRequest, inventory: Inventory, policy: Policy) -> NoRoom:
     A card that was never readable has no name and no memory; it might be the one.
     """
     matching = [gpu for gpu in inventory.gpus if gpu.matches(request.model) or not gpu.memory_bytes]
-    able = [gpu for gpu in matching if not gpu.memory_bytes or _budget(gpu, policy) >= (request.memory_bytes or 0)]
+    able = [gpu for gpu in matching if not gpu.memory_bytes or budget(gpu, policy) >= (request.memory_bytes or 0)]
     sick = [gpu for gpu in matching if gpu.fault is not None]
     reason = Reason.TOO_BIG
     if len(able) >= (request.count or 1):

@@ -112,7 +112,7 @@ async def test_what_is_held_is_counted(house: House) -> None:
     await create(house, "other", encode(lease("other", CardShare(cards[0]), hub="other")))
     offers, standing, _ = await house.offers(())
     assert [(offer.availability.free, offer.availability.total) for offer in offers if offer.profile.gpu] == [(1, 2)]
-    assert standing.occupancy.whole() == {cards[0]}
+    assert standing.occupancy.whole == {cards[0]}
     request = house.catalogue.profiles[1].gpu
     await house.ledger.reserve("mine", request)
     offers, _, _ = await house.offers(())

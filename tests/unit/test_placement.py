@@ -108,7 +108,7 @@ def test_placement_is_monotone(data: st.DataObject, inventory: Inventory, policy
 def test_a_share_leaves_untouched_cards_untouched(data: st.DataObject, inventory: Inventory, policy: Policy) -> None:
     """While a card that is shared already has room, no other one is broken up; the tightest of them is taken."""
     occupancy = data.draw(strategies.occupancies(inventory, policy))
-    shared = occupancy.shared_bytes()
+    shared = occupancy.shared_bytes
     room = {
         gpu.uuid: gpu.memory_bytes - policy.reserve_bytes - shared[gpu.uuid]
         for gpu in inventory.gpus
