@@ -10,6 +10,7 @@
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
+        │   └── QueueTimedOut    it was waited for, and nothing became free in time
         ├── GpusUnknown      the cards cannot be counted: nothing is leased on unknown (503)
         ├── EngineError      the Docker engine refused or failed (503)
         │   ├── EngineDown       it does not answer at all
@@ -50,6 +51,7 @@ class Reason(str, Enum):
     DIED = "died"
     OUT_OF_MEMORY = "out-of-memory"
     TIMEOUT = "timeout"
+    QUEUE_TIMEOUT = "queue-timeout"
     REMOVED = "removed"
 
 
@@ -99,6 +101,12 @@ class NoRoom(Refused):
 
     reason = Reason.BUSY
     status_code = 409
+
+
+class QueueTimedOut(NoRoom):
+    """Nothing became free within the time that a request may wait."""
+
+    reason = Reason.QUEUE_TIMEOUT
 
 
 class GpusUnknown(Refused):

@@ -21,7 +21,7 @@ from gpuspawner.form import Offer
 from gpuspawner.gpus import GpuSource, Inventory
 from gpuspawner.leases import Owner
 from gpuspawner.ledger import Ledger, Standing
-from gpuspawner.placement import Availability, Occupancy, Policy, availability
+from gpuspawner.placement import Availability, Policy, availability
 from gpuspawner.profiles import Catalogue, Profile
 from gpuspawner.status import Environment, Running, environment
 from gpuspawner.texts import Language, Text
@@ -127,7 +127,7 @@ class House:
             standing, trouble = await self.ledger.standing(), None
         except Refused as error:
             LOG.warning("The leases cannot be read: %s %s", error, error.detail)
-            standing, trouble = Standing(Inventory(trouble=error.text), Occupancy()), error.text
+            standing, trouble = Standing(Inventory(trouble=error.text), ()), error.text
         offers = [
             Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin))
             if profile.image_reference in missing

@@ -44,7 +44,7 @@ from gpuspawner.errors import (
 from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
-from gpuspawner.ledger import Ledger
+from gpuspawner.ledger import Claim, Ledger
 from gpuspawner.probe import server_url, wait_until_answering
 from gpuspawner.profiles import Choice
 from gpuspawner.texts import Text
@@ -162,7 +162,8 @@ class Launch:
         if profile.gpu:
             self._enter(LEASING)
         self._leasing = True
-        cards = await self._ledger.reserve(self.lease_id, profile.gpu)
+        claim = Claim(self.lease_id, profile.gpu, order.owner, profile.time_limit_seconds)
+        cards = await self._ledger.reserve(claim)
         self._enter(CREATING)
         lease = Lease(
             id=self.lease_id,

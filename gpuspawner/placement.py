@@ -221,6 +221,19 @@ def _busy(request: GpuRequest, free: int, total: int) -> NoRoom:
     )
 
 
+def others_wait(request: GpuRequest) -> NoRoom:
+    """It would fit, but somebody who was there first is waiting for these cards."""
+    asked = wording(request)
+    return NoRoom(
+        Text(
+            f"You asked for {asked.en}, but others were here first and wait for these cards. "
+            "Join the line, or choose another profile.",
+            f"{asked.ko}: 먼저 온 사용자가 이 카드를 기다리고 있습니다. 대기열에 들어가거나 다른 프로필을 선택하세요.",
+        ),
+        reason=Reason.BUSY,
+    )
+
+
 def _never(request: GpuRequest, inventory: Inventory, policy: Policy) -> NoRoom:
     """It does not fit on the empty machine: because cards are out of order, or because it is too big for all of them.
 

@@ -19,6 +19,7 @@ from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Inventory
 from gpuspawner.house import ASK_ADMIN, NOT_BUILT, House, Meanings
 from gpuspawner.leases import CardShare, Lease, Owner, encode
+from gpuspawner.ledger import Claim
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue
 from gpuspawner.status import Running
@@ -114,7 +115,7 @@ async def test_what_is_held_is_counted(house: House) -> None:
     assert [(offer.availability.free, offer.availability.total) for offer in offers if offer.profile.gpu] == [(1, 2)]
     assert standing.occupancy.whole == {cards[0]}
     request = house.catalogue.profiles[1].gpu
-    await house.ledger.reserve("mine", request)
+    await house.ledger.reserve(Claim("mine", request))
     offers, _, _ = await house.offers(())
     (refusal,) = [offer.availability.refusal for offer in offers if offer.profile.gpu]
     assert refusal is not None

@@ -14,7 +14,7 @@ import pytest
 from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Reason
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.leases import CardShare, Held
-from gpuspawner.ledger import Ledger
+from gpuspawner.ledger import Claim, Ledger
 from gpuspawner.placement import Occupancy, Policy
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.texts import Text
@@ -62,7 +62,7 @@ class Machine:
 
     async def reserve(self, lease_id: str, request: GpuRequest | None, seen: Labels = NOTHING) -> tuple[CardShare, ...]:
         """A reservation whose look is answered at once."""
-        task, look = await self.begin(self.ledger.reserve(lease_id, request))
+        task, look = await self.begin(self.ledger.reserve(Claim(lease_id, request)))
         look.set_result(seen)
         cards: tuple[CardShare, ...] = await task
         return cards
@@ -158,7 +158,7 @@ async def test_a_settled_lease_is_what_its_labels_say(one: Machine) -> None:
 async def test_a_start_without_a_card_is_in_flight_and_holds_nothing(one: Machine) -> None:
     """It needs neither cards nor labels to be known."""
     one.inventory = Inventory(trouble=Text("the driver does not answer"))
-    assert await one.ledger.reserve("cpu", None) == ()
+    assert await one.ledger.reserve(Claim("cpu", None)) == ()
     assert one.looks == []
     assert one.ledger.in_flight() == {"cpu"}
     assert await one.held() == []
@@ -171,8 +171,8 @@ async def test_a_start_without_a_card_is_in_flight_and_holds_nothing(one: Machin
 
 async def test_of_two_that_look_together_one_gets_the_card(one: Machine) -> None:
     """Both saw the card free; deciding and writing down is one step."""
-    first, look_1 = await one.begin(one.ledger.reserve("first", ONE_CARD))
-    second, look_2 = await one.begin(one.ledger.reserve("second", ONE_CARD))
+    first, look_1 = await one.begin(one.ledger.reserve(Claim("first", ONE_CARD)))
+    second, look_2 = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     look_2.set_result(NOTHING)
     assert await second == (WHOLE_A,)
     look_1.set_result(NOTHING)
@@ -184,7 +184,7 @@ async def test_of_two_that_look_together_one_gets_the_card(one: Machine) -> None
 async def test_a_settle_during_a_look_hides_nothing(one: Machine) -> None:
     """The list was made before the container, and the start ended before the list arrived: still counted."""
     await one.reserve("first", ONE_CARD)
-    late, look = await one.begin(one.ledger.reserve("second", ONE_CARD))
+    late, look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     one.ledger.settle("first")
     look.set_result(NOTHING)
     with pytest.raises(NoRoom):
@@ -194,7 +194,7 @@ async def test_a_settle_during_a_look_hides_nothing(one: Machine) -> None:
 async def test_a_settle_during_two_looks_is_kept_for_the_older(one: Machine) -> None:
     """The end of the younger look, begun after the settle, does not make the older one forget."""
     await one.reserve("first", ONE_CARD)
-    old, old_look = await one.begin(one.ledger.reserve("second", ONE_CARD))
+    old, old_look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     one.ledger.settle("first")
     young, young_look = await one.begin(one.ledger.standing())
     young_look.set_result({"first": (WHOLE_A,)})
@@ -207,7 +207,7 @@ async def test_a_settle_during_two_looks_is_kept_for_the_older(one: Machine) -> 
 async def test_the_oldest_look_decides_what_is_kept(one: Machine) -> None:
     """A third look ends while an old one and a young one are under way."""
     await one.reserve("first", ONE_CARD)
-    old, old_look = await one.begin(one.ledger.reserve("second", ONE_CARD))
+    old, old_look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     one.ledger.settle("first")
     young, young_look = await one.begin(one.ledger.standing())
     await one.held({"first": (WHOLE_A,)})
@@ -230,7 +230,7 @@ async def test_the_younger_look_does_not_count_what_the_older_one_has_to(one: Ma
 
 async def test_a_stale_list_still_counts_a_container_that_has_gone(one: Machine) -> None:
     """The other error would be a card that two hold."""
-    task, look = await one.begin(one.ledger.reserve("second", ONE_CARD))
+    task, look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     one.ledger.release("first")
     look.set_result({"first": (WHOLE_A,)})
     with pytest.raises(NoRoom):
@@ -240,7 +240,7 @@ async def test_a_stale_list_still_counts_a_container_that_has_gone(one: Machine)
 async def test_a_release_during_a_look_frees_the_card_for_it(one: Machine) -> None:
     """Nothing of the failed start is on the labels, and its reservation is gone when the look ends."""
     await one.reserve("first", ONE_CARD)
-    task, look = await one.begin(one.ledger.reserve("second", ONE_CARD))
+    task, look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     one.ledger.release("first")
     look.set_result(NOTHING)
     assert await task == (WHOLE_A,)
@@ -248,7 +248,7 @@ async def test_a_release_during_a_look_frees_the_card_for_it(one: Machine) -> No
 
 async def test_a_reservation_in_the_middle_of_a_look_is_counted_by_it(two: Machine) -> None:
     """However old the list is."""
-    wide, look = await two.begin(two.ledger.reserve("wide", BOTH_CARDS))
+    wide, look = await two.begin(two.ledger.reserve(Claim("wide", BOTH_CARDS)))
     await two.reserve("narrow", ONE_CARD)
     look.set_result(NOTHING)
     with pytest.raises(NoRoom):
@@ -258,7 +258,7 @@ async def test_a_reservation_in_the_middle_of_a_look_is_counted_by_it(two: Machi
 
 async def test_many_at_once_get_exactly_what_there_is(two: Machine) -> None:
     """Law 2 in a burst: 8 GiB of 2 × 24 GiB fit six times, in whatever order the lists arrive."""
-    tasks = [asyncio.ensure_future(two.ledger.reserve(f"lease-{number}", SHARE)) for number in range(20)]
+    tasks = [asyncio.ensure_future(two.ledger.reserve(Claim(f"lease-{number}", SHARE))) for number in range(20)]
     while len(two.looks) < len(tasks):
         await asyncio.sleep(0)
     for look in reversed(two.looks):
@@ -276,7 +276,7 @@ DOWN = EngineDown(Text("the engine does not answer", "엔진이 응답하지 않
 
 async def test_nothing_is_leased_on_labels_that_cannot_be_read(one: Machine) -> None:
     """The error goes through, for a reservation and for the form alike; nothing is held."""
-    for work in (one.ledger.reserve("first", ONE_CARD), one.ledger.standing()):
+    for work in (one.ledger.reserve(Claim("first", ONE_CARD)), one.ledger.standing()):
         task, look = await one.begin(work)
         look.set_exception(DOWN)
         with pytest.raises(EngineDown):
@@ -295,7 +295,7 @@ async def test_nothing_is_leased_on_cards_that_are_unknown(one: Machine) -> None
 
 async def test_a_cancelled_reservation_holds_nothing(one: Machine) -> None:
     """Cancelled while it looks; the next one gets the card."""
-    task, _ = await one.begin(one.ledger.reserve("first", ONE_CARD))
+    task, _ = await one.begin(one.ledger.reserve(Claim("first", ONE_CARD)))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -304,7 +304,7 @@ async def test_a_cancelled_reservation_holds_nothing(one: Machine) -> None:
 
 async def fail(machine: Machine, number: int) -> None:
     """A look that fails."""
-    task, look = await machine.begin(machine.ledger.reserve(f"{number}", ONE_CARD))
+    task, look = await machine.begin(machine.ledger.reserve(Claim(f"{number}", ONE_CARD)))
     look.set_exception(DOWN)
     await asyncio.wait([task])
     assert task.exception() is DOWN
@@ -312,7 +312,7 @@ async def fail(machine: Machine, number: int) -> None:
 
 async def cancel(machine: Machine, number: int) -> None:
     """A look that is cancelled."""
-    task, _ = await machine.begin(machine.ledger.reserve(f"{number}", ONE_CARD))
+    task, _ = await machine.begin(machine.ledger.reserve(Claim(f"{number}", ONE_CARD)))
     task.cancel()
     await asyncio.wait([task])
 

@@ -26,7 +26,7 @@ from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Refused
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.launch import BOOTING, CREATING, READY, Launch, Order
 from gpuspawner.leases import CardShare, Held, Owner, decode
-from gpuspawner.ledger import Ledger, Standing
+from gpuspawner.ledger import Claim, Ledger, Standing
 from gpuspawner.placement import Policy, availability
 from gpuspawner.profiles import Choice, GpuRequest, Profile
 from gpuspawner.texts import Text
@@ -198,7 +198,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.made += 1
         lease_id = f"lease-{self.made}"
         self.world.quick = at_once
-        self.starts.append(Start(lease_id, self.loop.create_task(self.ledger.reserve(lease_id, request))))
+        self.starts.append(Start(lease_id, self.loop.create_task(self.ledger.reserve(Claim(lease_id, request)))))
         self._go_on()
         self.world.quick = False
 
@@ -549,7 +549,7 @@ class Playground:
 
     def promises(self) -> Promises:
         """By the engine's own records, and by the reservations of this Hub."""
-        held: Promises = dict(self.ledger._in_flight)
+        held: Promises = {key: held.cards for key, held in self.ledger._in_flight.items()}
         for container in self.standin.containers:
             lease = decode(container.labels)
             if lease is not None and container.status in HOLDING_STATES:
