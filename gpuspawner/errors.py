@@ -97,10 +97,17 @@ class BadChoice(Refused):
 
 
 class NoRoom(Refused):
-    """Nothing fits: BUSY when it would on an empty machine, GPU_FAULT when all cards had to be well, else TOO_BIG."""
+    """Nothing fits: BUSY when it would on an empty machine, GPU_FAULT when all cards had to be well, else TOO_BIG.
+
+    `why` is the sentence without its advice, for a page that has better advice.
+    """
 
     reason = Reason.BUSY
     status_code = 409
+
+    def __init__(self, text: Text, *, reason: Reason | None = None, detail: str = "", why: Text | None = None) -> None:
+        super().__init__(text, reason=reason, detail=detail)
+        self.why = why or text
 
 
 class QueueTimedOut(NoRoom):

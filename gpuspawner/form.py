@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, PrefixLoader, StrictUndefined
 
 from gpuspawner.errors import Reason
+from gpuspawner.outlook import Line, before_joining
 from gpuspawner.placement import Availability
 from gpuspawner.profiles import GpuRequest, Profile
 from gpuspawner.texts import Language, Text
 from gpuspawner.units import format_bytes, format_duration
 
-State = Literal["free", "retry", "taken", "off"]
+State = Literal["free", "line", "retry", "taken", "off"]
 Kind = Literal["info", "warning", "danger"]
 
 # More squares than this are not grasped at a glance; the number in words is always there.
 _MAX_PIPS = 8
+
+# Names of the profiles that the page showed as taken: whoever picks one of them wants to wait for it.
+WAIT_FOR = "wait-for"
 
 # JupyterHub's XSRF token travels in the form where a Hub template puts it there.
 _HUB_FIELDS = frozenset({"_xsrf"})
@@ -76,13 +81,19 @@ class Offer:
     """One profile as it stands right now.
 
     `unavailable` is a short phrase for another reason why it cannot start, such as "image not built", and `remedy` the
-    sentence that says what to do about that.
+    sentence that says what to do about that. `line` is what one who waits for it would find, None where nobody may.
     """
 
     profile: Profile
     availability: Availability
     unavailable: Text | None = None
     remedy: Text | None = None
+    line: Line | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it cannot start now, but can be waited for."""
+        return self.line is not None and self.reason is Reason.BUSY
 
     @property
     def fits(self) -> bool:
@@ -108,9 +119,9 @@ class Fact:
 class Card:
     """One profile in words.
 
-    `state` picks the symbol: "free", "retry" (just refused, may be tried again), "taken" (by others) or "off" (cannot
-    start whatever others do). `status` is the state in words and `count` the number behind it; either may be "", never
-    both. `pips` draws the count: True is a free one.
+    `state` picks the symbol: "free", "line" (taken, and can be waited for), "retry" (just refused, may be tried again),
+    "taken" (by others) or "off" (cannot start whatever others do). `status` is the state in words and `count` the
+    number behind it; either may be "", never both. `pips` draws the count: True is a free one.
     """
 
     slug: str
@@ -172,12 +183,14 @@ def view(
     simulated: bool = False,
     notice: Text | None = None,
     trouble: Text | None = None,
+    now: datetime,
 ) -> FormView:
     """The form for a person to whom `offers` are open.
 
     `chosen` is the slug of the last choice, `asked` the one refused on this very page, `default` the one that `{}`
     means; each may name a profile that is not offered any more. `notice` says how the last server ended, `trouble` why
-    the cards cannot be counted. Whenever any card can be chosen, exactly one is selected.
+    the cards cannot be counted; `now` is local time, by which people read the clock. Whenever any card can be chosen,
+    exactly one is selected.
     """
     selected = _selected(offers, chosen, asked, default)
     notices = []
@@ -202,6 +215,7 @@ def view(
                 selected=offer.profile.slug == selected,
                 last=offer.profile.slug == chosen,
                 asked=offer.profile.slug == asked,
+                now=now,
             )
             for offer in offers
         ),
@@ -220,7 +234,8 @@ def render(view: FormView, template_paths: Sequence[str] = ()) -> str:
 def parse(form_data: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The options that a form or a query means; never raises.
 
-    `{"profile": ["slug"]}` becomes `{"profile": "slug"}`, and no or an empty profile becomes `{}`. Everything that is
+    `{"profile": ["slug"]}` becomes `{"profile": "slug"}`, and no or an empty profile becomes `{}`. A profile that the
+    page showed as taken, or `wait=1` in a query, becomes `"wait": True`. Everything that is
     not understood is kept as it came, so that `Catalogue.choose` refuses it with its sentence; dropping it would start
     something else than was asked for.
     """
@@ -230,6 +245,9 @@ def parse(form_data: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         del options["profile"]
     elif given is not None and len(given) == 1:
         options["profile"] = given[0]
+    taken = options.pop(WAIT_FOR, [])
+    if options.get("wait") in (["1"], ["true"]) or options.get("profile") in taken:
+        options["wait"] = True
     return options
 
 
@@ -249,21 +267,23 @@ def _selected(offers: Sequence[Offer], chosen: str | None, asked: str | None, de
     """The slug to check: what was just asked, else the last choice, the default or the first, if it fits."""
     if any(offer.profile.slug == asked for offer in offers):
         return asked
+    # Where nothing is free, whoever presses Start at once gets into a line.
     fitting = [offer.profile.slug for offer in offers if offer.fits]
+    fitting = fitting or [offer.profile.slug for offer in offers if offer.waits]
     return next((slug for slug in (chosen, default) if slug in fitting), fitting[0] if fitting else None)
 
 
 def _advice(offers: Sequence[Offer], asked: str | None) -> Text:
     if not offers:
         return _NOTHING_OFFERED
-    if any(offer.fits for offer in offers):
+    if any(offer.fits or offer.waits for offer in offers):
         return Text("")
     if any(offer.profile.slug == asked for offer in offers):
         return _ONLY_RETRY
     return _NOTHING_FREE if any(offer.reason is Reason.BUSY for offer in offers) else _NOTHING_STARTS
 
 
-def _card(offer: Offer, language: Language, *, selected: bool, last: bool, asked: bool) -> Card:
+def _card(offer: Offer, language: Language, *, selected: bool, last: bool, asked: bool, now: datetime) -> Card:
     profile, availability = offer.profile, offer.availability
     state = _state(offer, asked)
     counted = profile.gpu is not None and offer.unavailable is None and offer.reason in (None, Reason.BUSY)
@@ -276,7 +296,7 @@ def _card(offer: Offer, language: Language, *, selected: bool, last: bool, asked
         status=_status(offer, state).into(language),
         count=_count(profile.gpu, availability).into(language) if profile.gpu and counted else "",
         pips=tuple(index < availability.free for index in range(availability.total)) if few else (),
-        hint=_hint(offer, state).into(language),
+        hint=_hint(offer, state, now).into(language),
         badge=_LAST_TIME.into(language) if last else "",
         facts=tuple(Fact(label.into(language), value.into(language)) for label, value in _facts(profile)),
         selected=selected,
@@ -286,6 +306,8 @@ def _card(offer: Offer, language: Language, *, selected: bool, last: bool, asked
 def _state(offer: Offer, asked: bool) -> State:
     if offer.fits:
         return "free"
+    if offer.waits:
+        return "line"
     if asked:
         return "retry"
     return "taken" if offer.reason is Reason.BUSY else "off"
@@ -304,8 +326,10 @@ def _status(offer: Offer, state: State) -> Text:
     return {Reason.TOO_BIG: _NOT_HERE, Reason.GPU_FAULT: _OUT_OF_ORDER}.get(offer.reason, _UNKNOWN)
 
 
-def _hint(offer: Offer, state: State) -> Text:
+def _hint(offer: Offer, state: State, now: datetime) -> Text:
     """What to do about the state: of a profile that was just refused, pressing Start again helps at most."""
+    if state == "line" and offer.line is not None:
+        return before_joining(offer.line, now)
     if offer.unavailable is not None and offer.remedy is not None:
         return offer.remedy
     return _RETRY if state == "retry" else Text("")

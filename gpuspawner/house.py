@@ -10,19 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine
 from gpuspawner.dockerd.translate import build_command
-from gpuspawner.errors import ImageMissing, Refused
+from gpuspawner.errors import ImageMissing, Reason, Refused
 from gpuspawner.form import Offer
 from gpuspawner.gpus import GpuSource, Inventory
 from gpuspawner.leases import Owner
 from gpuspawner.ledger import Ledger, Standing
-from gpuspawner.placement import Availability, Policy, availability
+from gpuspawner.outlook import Line
+from gpuspawner.placement import Availability, Policy, availability, others_wait
 from gpuspawner.profiles import Catalogue, Profile
+from gpuspawner.queueing import Scene, Waiter, decide, forecast
 from gpuspawner.status import Environment, Running, environment
 from gpuspawner.texts import Language, Text
 
@@ -79,6 +81,8 @@ class House:
     engine: Engine
     gpus: GpuSource
     policy: Policy
+    queue_timeout: int = 0
+    max_overtakes: int = 3
     ledger: Ledger = field(init=False)
     meanings: Meanings = field(init=False)
     undoing: dict[Owner, asyncio.Task[None]] = field(default_factory=dict)
@@ -88,7 +92,7 @@ class House:
     _reconciling: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.engine.holdings, self.gpus.inventory, self.policy)
+        self.ledger = Ledger(self.engine.holdings, self.gpus.inventory, self.policy, max_overtakes=self.max_overtakes)
         self.meanings = Meanings(self.engine.image_facts)
 
     def keep_undoing(self, owner: Owner, task: asyncio.Task[None]) -> None:
@@ -131,10 +135,26 @@ class House:
         offers = [
             Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin))
             if profile.image_reference in missing
-            else Offer(profile, self._availability(profile, standing))
+            else self._offer(profile, standing)
             for profile in profiles
         ]
         return offers, standing, trouble or standing.inventory.trouble
+
+    def _offer(self, profile: Profile, standing: Standing) -> Offer:
+        """With what a newcomer finds who would have to wait."""
+        stands = self._availability(profile, standing)
+        if profile.gpu is None:
+            return Offer(profile, stands)
+        scene = Scene(standing.inventory, standing.held, self.policy, datetime.now(timezone.utc))
+        newcomer = Waiter("", profile.gpu, profile.time_limit_seconds)
+        line = [*standing.line, newcomer]
+        if stands.fits and not decide(line, scene, max_overtakes=self.max_overtakes).grants.get(newcomer.id):
+            stands = replace(stands, refusal=others_wait(profile.gpu))
+        busy = stands.refusal is not None and stands.refusal.reason is Reason.BUSY
+        if not busy or not self.queue_timeout:
+            return Offer(profile, stands)
+        found = forecast(line, scene)[newcomer.id]
+        return Offer(profile, stands, line=Line(found.position - 1, found.at))
 
     def _availability(self, profile: Profile, standing: Standing) -> Availability:
         return availability(profile.gpu, standing.inventory, standing.occupancy, self.policy)

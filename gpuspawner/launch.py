@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -44,7 +45,7 @@ from gpuspawner.errors import (
 from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
-from gpuspawner.ledger import Claim, Ledger
+from gpuspawner.ledger import Claim, Ledger, Place
 from gpuspawner.probe import server_url, wait_until_answering
 from gpuspawner.profiles import Choice
 from gpuspawner.texts import Text
@@ -62,7 +63,8 @@ RETRY_REMOVAL_SECONDS = (0.2, 1.0, 3.0, 10.0, 30.0)
 class Order:
     """What is to be started, for whom, and within what.
 
-    `may_pull` allows a foreign image to be pulled where it is missing; images of the shelf never are.
+    `may_pull` allows a foreign image to be pulled where it is missing; images of the shelf never are. `wait_seconds` is
+    how long to wait in the line where nothing is free, which comes on top of the time limit; None: not at all.
     """
 
     owner: Owner
@@ -73,6 +75,7 @@ class Order:
     api_path: str
     https: bool = False
     may_pull: bool = True
+    wait_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Stage:
 
 PREPARING = Stage(10, Text("Preparing your server", "서버를 준비하고 있습니다"))
 PULLING = Stage(15, Text("Fetching the image: this can take minutes", "이미지를 받고 있습니다. 몇 분 걸릴 수 있습니다"))
+WAITING = Stage(20, Text("You are in the waiting line", "대기열에 들어갔습니다"))
 LEASING = Stage(25, Text("Looking for a free GPU", "사용 가능한 GPU를 찾고 있습니다"))
 CREATING = Stage(45, Text("Starting the container", "컨테이너를 시작하고 있습니다"))
 BOOTING = Stage(70, Text("JupyterLab is starting", "JupyterLab을 시작하고 있습니다"))
@@ -120,6 +124,9 @@ class Launch:
         self._predecessor = predecessor
         self._name = object_name(order.owner)
         self._leasing = False
+        self.place: Place | None = None
+        self._waited_seconds = 0.0
+        self._waiting_since: float | None = None
 
     async def run(self) -> str:
         """Start the server and return its URL once it answers.
@@ -132,10 +139,13 @@ class Launch:
         with collecting() as calls:
             running = asyncio.ensure_future(self._run())
             try:
-                # Not wait_for, which may swallow a cancellation before Python 3.12.
-                done, _ = await asyncio.wait([running], timeout=limit)
-                if not done:
-                    raise self._too_late(limit)
+                began = time.monotonic()
+                while not running.done():
+                    left = limit - (time.monotonic() - began - self._in_line_seconds())
+                    if left <= 0:
+                        raise self._too_late(limit)
+                    # Not wait_for, which may swallow a cancellation before Python 3.12.
+                    await asyncio.wait([running], timeout=left)
                 return running.result()
             except asyncio.CancelledError:
                 # Whoever cancels (the Stop button) gives a second: the undoing goes on without us.
@@ -152,6 +162,20 @@ class Launch:
         self.stage_changed.set()
         self.stage_changed = asyncio.Event()
 
+    def _wait(self, place: Place | None) -> None:
+        """The waiting in the line begins, or is over."""
+        self.place = place
+        if place is not None:
+            self._waiting_since = time.monotonic()
+            self._enter(WAITING)
+        else:
+            self._waited_seconds, self._waiting_since = self._in_line_seconds(), None
+            self._enter(LEASING)
+
+    def _in_line_seconds(self) -> float:
+        since = self._waiting_since
+        return self._waited_seconds + (time.monotonic() - since if since is not None else 0.0)
+
     async def _run(self) -> str:
         order, profile = self.order, self.order.choice.profile
         if self._predecessor:
@@ -163,7 +187,10 @@ class Launch:
             self._enter(LEASING)
         self._leasing = True
         claim = Claim(self.lease_id, profile.gpu, order.owner, profile.time_limit_seconds)
-        cards = await self._ledger.reserve(claim)
+        cards = await self._ledger.reserve(claim, wait_seconds=order.wait_seconds, on_wait=self._wait)
+        if self._waited_seconds:
+            # It may have been built anew meanwhile, or be gone.
+            image = await self._image()
         self._enter(CREATING)
         lease = Lease(
             id=self.lease_id,

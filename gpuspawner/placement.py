@@ -215,23 +215,19 @@ def _busy(request: GpuRequest, free: int, total: int) -> NoRoom:
             why = Text(f"all {total} are in use", f"{total}장 모두 사용 중입니다")
     else:
         why = Text(f"only {free} of {total} are free", f"{total}장 중 {free}장만 남아 있습니다")
-    return NoRoom(
-        Text(f"You asked for {asked.en}, but {why.en}. {advice.en}", f"{asked.ko}: {why.ko}. {advice.ko}"),
-        reason=Reason.BUSY,
-    )
+    why = Text(f"You asked for {asked.en}, but {why.en}.", f"{asked.ko}: {why.ko}.")
+    return NoRoom(Text(f"{why.en} {advice.en}", f"{why.ko} {advice.ko}"), reason=Reason.BUSY, why=why)
 
 
 def others_wait(request: GpuRequest) -> NoRoom:
     """It would fit, but somebody who was there first is waiting for these cards."""
     asked = wording(request)
-    return NoRoom(
-        Text(
-            f"You asked for {asked.en}, but others were here first and wait for these cards. "
-            "Join the line, or choose another profile.",
-            f"{asked.ko}: 먼저 온 사용자가 이 카드를 기다리고 있습니다. 대기열에 들어가거나 다른 프로필을 선택하세요.",
-        ),
-        reason=Reason.BUSY,
+    why = Text(
+        f"You asked for {asked.en}, but others were here first and wait for these cards.",
+        f"{asked.ko}: 먼저 온 사용자가 이 카드를 기다리고 있습니다.",
     )
+    advice = Text("Join the line, or choose another profile.", "대기열에 들어가거나 다른 프로필을 선택하세요.")
+    return NoRoom(Text(f"{why.en} {advice.en}", f"{why.ko} {advice.ko}"), reason=Reason.BUSY, why=why)
 
 
 def _never(request: GpuRequest, inventory: Inventory, policy: Policy) -> NoRoom:

@@ -10,7 +10,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -156,13 +156,19 @@ class Profile(_Frozen):
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile that this person may start, picked by them or for them."""
+    """A profile that this person may start, picked by them or for them; `wait`: in the line, where nothing is free."""
 
     profile: Profile
+    wait: bool = False
 
     @property
-    def options(self) -> dict[str, str]:
-        """The form in which JupyterHub saves it as `user_options` and shows it in the admin panel."""
+    def options(self) -> dict[str, Any]:
+        """The form in which JupyterHub takes it as `user_options`."""
+        return {**self.lasting, "wait": True} if self.wait else self.lasting
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """What of it is saved, shown in the admin panel, and meant by the next start without options."""
         return {"profile": self.profile.slug}
 
 
@@ -220,7 +226,7 @@ class Catalogue:
                     f'옵션은 {{"profile": "…"}} 형식이어야 합니다. 받은 값: {_shorten(options)}',
                 )
             )
-        if unknown := [key for key in options if key != "profile"]:
+        if unknown := [key for key in options if key not in ("profile", "wait")]:
             raise BadChoice(
                 Text(
                     f"Only a profile can be chosen here, not {_shorten(unknown[0])}. "
@@ -229,8 +235,16 @@ class Catalogue:
                     "목록에서 프로필을 고르면 이미지, GPU, 한도가 함께 정해집니다.",
                 )
             )
+        wait = options.get("wait", False)
+        if not isinstance(wait, bool):
+            raise BadChoice(
+                Text(
+                    f'"wait" must be true (wait in the line if nothing is free) or false, not {_shorten(wait)}.',
+                    f'"wait"는 true(남은 GPU가 없으면 대기) 또는 false여야 합니다. 받은 값: {_shorten(wait)}',
+                )
+            )
         if "profile" not in options:
-            return self._choose_default(groups)
+            return replace(self._choose_default(groups), wait=wait)
         slug = options["profile"]
         profile = next((p for p in self.profiles if p.slug == slug), None) if isinstance(slug, str) else None
         # One sentence for both, so that nobody learns the names of profiles they may not see.
@@ -243,7 +257,7 @@ class Catalogue:
                     "다른 그룹의 프로필일 수 있습니다. 목록에서 다른 프로필을 선택하세요.",
                 )
             )
-        return Choice(profile)
+        return Choice(profile, wait)
 
     def _choose_default(self, groups: Collection[str]) -> Choice:
         profile = self.default_for(groups)

@@ -104,6 +104,29 @@ class Settings(EngineSpawner):
         """,
     ).tag(config=True)
 
+    queue_timeout = Integer(
+        4 * 3600,
+        min=0,
+        help="""
+        How long a student may wait in the line for a GPU, in seconds (4 hours by default); 0: nobody can wait.
+
+        It comes on top of `start_timeout`, which counts only while the server is really being started. When it is over
+        the student reads that no GPU became free, and may join again. Whoever waits counts as a pending spawn: set
+        `c.JupyterHub.concurrent_spawn_limit` to 0 or above the number of your students, or the Hub turns others away.
+        """,
+    ).tag(config=True)
+
+    max_overtakes = Integer(
+        3,
+        min=0,
+        help="""
+        How often somebody who waits may be passed by a smaller or shorter request that came later (3 by default).
+
+        One that came later is served first only where that does not delay the one at the head, as far as the time
+        limits of the running servers tell; 0 keeps the strict order of arrival, and cards idle more often.
+        """,
+    ).tag(config=True)
+
     form_template_paths = List(
         Unicode(),
         help="""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from jupyterhub.spawner import SpawnException
@@ -22,6 +23,7 @@ from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order, persist
 from gpuspawner.leases import Owner
 from gpuspawner.merging import copied, merging
+from gpuspawner.outlook import before_joining, while_waiting
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
 from gpuspawner.settings import Settings
@@ -36,6 +38,7 @@ class GPUSpawner(Settings):
     """Starts each server in a Docker container that holds exactly the cards its profile promises."""
 
     # Attributes that JupyterHub sets on every spawner.
+    start_timeout: Any
     user_options: Any
     server: Any
 
@@ -62,6 +65,8 @@ class GPUSpawner(Settings):
         self._base = self._configured
         self._good_options = dict(self.user_options or {})
         self._launch: Launch | None = None
+        self._choice: Any = {}
+        self._start_timeout = self._patience = self.start_timeout
 
     # --- wiring -------------------------------------------------------------------------------------------------------
 
@@ -78,6 +83,8 @@ class GPUSpawner(Settings):
                 ),
                 gpus=self.gpus,
                 policy=Policy(self.gpu_memory_reserve),
+                queue_timeout=self.queue_timeout,
+                max_overtakes=self.max_overtakes,
             )
         house: House = settings["gpuspawner_house"]
         return house
@@ -138,6 +145,7 @@ class GPUSpawner(Settings):
                 simulated=standing.inventory.simulated,
                 notice=house.last_words.get(self._owner),
                 trouble=trouble,
+                now=datetime.now().astimezone(),
             ),
             self.form_template_paths,
         )
@@ -149,9 +157,9 @@ class GPUSpawner(Settings):
             choice = house.catalogue.choose(form.parse(form_data), self._groups)
             offers, _, _ = await house.offers(self._groups)
             offer = next(offer for offer in offers if offer.profile is choice.profile)
-            if not offer.fits:
+            if not offer.fits and not (choice.wait and offer.waits):
                 house.asked[self.user.name] = choice.profile.slug
-                raise offer.availability.refusal or image_missing(choice.profile.image_reference)
+                raise self._refusal(offer)
         except Refused as error:
             raise self._for_the_hub(error) from None
         return choice.options
@@ -165,10 +173,18 @@ class GPUSpawner(Settings):
             raise self._for_the_hub(BadChoice(Text("Choose a profile.", "프로필을 선택하세요.")))
         return await self._options_from_form(query_data)
 
+    def _refusal(self, offer: form.Offer) -> Refused:
+        refusal = offer.availability.refusal or image_missing(offer.profile.image_reference)
+        if offer.unavailable is None and offer.line is not None and isinstance(refusal, NoRoom):
+            how = before_joining(offer.line, datetime.now().astimezone())
+            words = Text(f"{refusal.why.en} {how.en}", f"{refusal.why.ko} {how.ko}")
+            return NoRoom(words, reason=refusal.reason)
+        return refusal
+
     def _forget_options(self) -> None:
         """A choice that was refused does not become the default of the next start, nor does one that is gone by now."""
         try:
-            good = self.house.catalogue.choose(self._good_options, self._groups).options if self._good_options else {}
+            good = self.house.catalogue.choose(self._good_options, self._groups).lasting if self._good_options else {}
         except Refused:
             good = {}
         self.user_options = good
@@ -192,13 +208,28 @@ class GPUSpawner(Settings):
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
+    def run_pre_spawn_hook(self) -> Any:
+        """The Hub's last call before `start`: from here it takes how long that may last, with the time in the line.
+
+        That somebody is willing to wait is said for one start, and is nothing to be saved.
+        """
+        self._choice, self._patience = self.user_options, self.start_timeout
+        if isinstance(self.user_options, dict) and "wait" in self.user_options:
+            self.user_options = {key: value for key, value in self.user_options.items() if key != "wait"}
+            self.orm_spawner.user_options = dict(self.user_options)
+            if self._choice["wait"] is True:
+                self.start_timeout += self.queue_timeout
+        return super().run_pre_spawn_hook()
+
     async def start(self) -> str:
         """Start the server and wait until it answers. Raises SpawnException with a sentence for the student."""
         house, owner = self.house, self._owner
         house.begin_reconciling()
         launch = None
+        # The Hub has read it.
+        self.start_timeout = self._patience
         try:
-            choice = house.catalogue.choose(self.user_options, self._groups)
+            choice = house.catalogue.choose(self._choice, self._groups)
             launch = self._launch = Launch(
                 self._order(choice),
                 house.engine,
@@ -245,6 +276,7 @@ class GPUSpawner(Settings):
             api_path=self.server.base_url + "api",
             https=self.internal_ssl,
             may_pull=self.pull_policy not in ("never", "skip"),
+            wait_seconds=self.queue_timeout if choice.wait and self.queue_timeout else None,
         )
 
     async def stop(self, now: bool = False) -> None:
@@ -270,6 +302,7 @@ class GPUSpawner(Settings):
     async def apply_group_overrides(self) -> None:
         """The Hub sets traits for groups here, before each start: always upon what the admin configured."""
         self._launch = None
+        self.start_timeout = self._start_timeout
         for name, value in self._configured.items():
             setattr(self, name, copied(value))
         await super().apply_group_overrides()
@@ -298,9 +331,13 @@ class GPUSpawner(Settings):
             if launch is None:
                 await asyncio.sleep(0.05)
                 continue
-            changed, stage = launch.stage_changed, launch.stage
-            if stage is not shown:
-                shown = stage
-                yield {"progress": stage.progress, "message": stage.text.into(self._language)}
+            changed, progress, words = launch.stage_changed, launch.stage.progress, launch.stage.text
+            if place := launch.place:
+                changed = place.moved
+                words = while_waiting(place.forecast, place.trouble, datetime.now().astimezone())
+            message = words.into(self._language)
+            if (progress, message) != shown:
+                shown = progress, message
+                yield {"progress": progress, "message": message}
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1)

@@ -23,6 +23,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 
+# strftime's names follow the locale of the process.
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,6})?\d*(Z|[+-]\d\d:\d\d)")
 
 
@@ -75,6 +77,15 @@ def format_duration(seconds: int) -> Text:
             english.append(f"{amount} {en}")
             korean.append(f"{amount}{ko}")
     return Text(" ".join(english[:2]) or "0 s", " ".join(korean[:2]) or "0초")
+
+
+def format_moment(at: datetime, now: datetime) -> Text:
+    """ "15:40", on another day "26 Nov 15:40" and "11월 26일 15:40"; in the time zone of `now`, to the minute."""
+    local = at.astimezone(now.tzinfo)
+    clock = f"{local:%H:%M}"
+    if local.date() == now.date():
+        return Text(clock, clock)
+    return Text(f"{local.day} {_MONTHS[local.month - 1]} {clock}", f"{local.month}월 {local.day}일 {clock}")
 
 
 def moment_of(text: str) -> float:

@@ -86,6 +86,18 @@ async def bob(lab: Lab) -> Person:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
+async def cai(lab: Lab) -> Person:
+    """A third student."""
+    return await lab.person("cai")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def dan(lab: Lab) -> Person:
+    """A fourth one."""
+    return await lab.person("dan")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def admin(lab: Lab) -> Person:
     """The admin."""
     return lab.admin()

@@ -14,6 +14,10 @@ BUSY = (
     "You asked for one whole GPU (RTX 4090), but all 2 are in use. "
     "Choose a profile that is free, or try again when somebody has stopped a server."
 )
+BUSY_LINE = (
+    "You asked for one whole GPU (RTX 4090), but all 2 are in use. "
+    "Nobody else is waiting, and nobody can say when a GPU will be free. Press Start to join the line."
+)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -37,7 +41,7 @@ async def test_the_form_comes_back_with_the_sentence_and_the_choice(
 ) -> None:
     """The choice stays checked, can be sent again, and starts as soon as somebody has stopped."""
     answer = await alice.submit("gpu")
-    assert (answer.status, answer.form_error, answer.checked) == (409, BUSY, "gpu")
+    assert (answer.status, answer.form_error, answer.checked) == (409, BUSY_LINE, "gpu")
     assert_alone(answer, lab, alice)
     await bob.stop()
     assert "stand-in notebook" in (await alice.submit("gpu")).text
@@ -56,12 +60,13 @@ async def test_rest_answers_409_and_the_last_choice_stays(full: None, lab: Lab, 
 async def test_a_query_brings_the_form_with_the_sentence(full: None, lab: Lab, alice: Person) -> None:
     """A link to a full profile ends at the form."""
     answer = await alice.browse("spawn/alice?opt-profile=gpu")
-    assert (answer.status, answer.form_error, answer.checked) == (409, BUSY, "gpu")
+    assert (answer.status, answer.form_error, answer.checked) == (409, BUSY_LINE, "gpu")
     assert_alone(answer, lab, alice)
 
 
-async def test_the_form_shows_what_is_taken(full: None, alice: Person) -> None:
-    """Full profiles cannot be chosen and say so; the others can."""
+async def test_the_form_shows_what_is_taken(full: None, lab: Lab, alice: Person) -> None:
+    """Where nobody can wait, full profiles cannot be chosen and say so; the others can."""
+    lab.house.queue_timeout = 0
     form = await alice.form()
     assert "taken" in form.card("gpu")
     assert "0 of 2 GPUs free now" in form.card("gpu")

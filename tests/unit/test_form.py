@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,15 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuspawner
+from gpuspawner import form as module
 from gpuspawner.errors import BadChoice
-from gpuspawner.form import Card, FormView, Offer, State, parse, render, view
+from gpuspawner.form import Card, FormView, Offer, State, parse, render
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.leases import CardShare
+from gpuspawner.outlook import Line
 from gpuspawner.placement import Availability, Occupancy, Policy, availability
 from gpuspawner.profiles import Catalogue, Profile
 from gpuspawner.texts import LANGUAGES, Language, Text
 from gpuspawner.units import GIB
 
+NOW = datetime(2026, 3, 2, 9, 0, tzinfo=timezone(timedelta(hours=9)))
+view = partial(module.view, now=NOW)
 CSS = Path(gpuspawner.__file__).parent / "templates" / "form.css"
 NOT_BUILT = Text("image not built", "이미지 없음")
 TROUBLE = Text("The NVIDIA driver does not answer.", "NVIDIA 드라이버가 응답하지 않습니다.")
@@ -74,7 +80,7 @@ def page(form: FormView, template_paths: Sequence[str] = ()) -> BeautifulSoup:
 
 
 def radio(soup: BeautifulSoup, slug: str) -> Tag:
-    found = soup.find("input", attrs={"value": slug})
+    found = soup.find("input", attrs={"name": "profile", "value": slug})
     assert isinstance(found, Tag)
     return found
 
@@ -164,11 +170,12 @@ def test_a_number_is_shown_only_where_it_means_something(given: Offer) -> None:
 def test_the_symbols_differ_between_states() -> None:
     """State is never said by colour alone: each state has its own drawing beside its words."""
     busy = (whole(0), whole(1))
-    form = view([offer(CPU), *offers((ONE, TWO), *busy), offer(BIG)], language="en", asked="one")
+    waited = replace(offer(SHARE, *busy), line=Line(0))
+    form = view([offer(CPU), *offers((ONE, TWO), *busy), offer(BIG), waited], language="en", asked="one")
     assert {shown.state for shown in form.cards} == set(get_args(State))
     soup = page(form)
     drawings = {str(label.find("path")) for label in soup.find_all("label")}
-    assert len(drawings) == 4
+    assert len(drawings) == 5
 
 
 def test_pips_draw_the_count_and_stop_where_nobody_would_count_them() -> None:
@@ -276,6 +283,49 @@ def test_a_refused_choice_stays_checked_and_can_be_tried_again(language: Languag
     assert mark in label_words(form, "one")
     assert card(form, "one").hint
     assert card(form, "two").disabled
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("en", "2 people are waiting, and your turn should come at about 15:40. Press Start to join the line."),
+        ("ko", "2명이 대기 중입니다. 예상 차례는 15:40경입니다. Start를 누르면 대기열에 들어갑니다."),
+    ],
+)
+def test_what_is_taken_can_be_waited_for(language: Language, words: str) -> None:
+    """It can be chosen, says who is there before and until when, and sends back that it was seen as taken."""
+    line = Line(2, NOW.replace(hour=15, minute=40).astimezone(timezone.utc))
+    form = view([offer(CPU), replace(offer(ONE, *BUSY), line=line), offer(TWO, *BUSY)], language=language)
+    soup = page(form)
+    assert not radio(soup, "one").has_attr("disabled")
+    assert words in label_words(form, "one")
+    assert [tag["value"] for tag in soup.select("input[name=wait-for]")] == ["one"]
+    assert radio(soup, "two").has_attr("disabled")
+    assert form.selected == "cpu"
+    assert view([replace(offer(ONE, *BUSY), line=line)], language=language).selected == "one"
+
+
+def test_what_is_free_is_not_waited_for() -> None:
+    """Whoever picked it when it was free comes back to the form if it was taken meanwhile."""
+    form = view([replace(offer(ONE), line=Line(0))], language="en")
+    assert page(form).select("input[name=wait-for]") == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "options"),
+    [
+        pytest.param({"profile": ["one"], "wait-for": ["one", "two"]}, {"profile": "one", "wait": True}, id="taken"),
+        pytest.param({"profile": ["cpu"], "wait-for": ["one", "two"]}, {"profile": "cpu"}, id="another"),
+        pytest.param({"profile": ["one"], "wait": ["1"]}, {"profile": "one", "wait": True}, id="a query"),
+        pytest.param({"profile": ["one"], "wait": ["perhaps"]}, {"profile": "one", "wait": ["perhaps"]}, id="garbage"),
+        pytest.param({"wait-for": ["one"]}, {}, id="nothing chosen"),
+    ],
+)
+def test_who_picks_what_was_shown_as_taken_wants_to_wait(
+    sent: dict[str, list[str]], options: dict[str, object]
+) -> None:
+    """Without a script on the page; what cannot be understood is kept, so that it is refused."""
+    assert parse(sent) == options
 
 
 def test_a_refused_choice_that_is_free_by_now_is_shown_as_free() -> None:

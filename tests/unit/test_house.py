@@ -268,7 +268,7 @@ async def test_only_what_nobody_will_start_is_removed(standin: StandinEngine, ho
 
 async def test_a_start_that_is_under_way_is_left_alone(standin: StandinEngine, house: House) -> None:
     """With a card or without; once it has failed and something comes late all the same, that is removed."""
-    await house.ledger.reserve("starting", None)
+    await house.ledger.reserve(Claim("starting", None))
     await create(house, "starting", encode(lease("starting")))
     await house.remove_abandoned()
     assert standin.container("starting")
@@ -282,7 +282,7 @@ async def test_a_start_that_began_after_the_look_is_left_alone(standin: StandinE
     with standin.faults.during(EngineSlow(SOON, on="list", times=1)) as slow:
         looking = asyncio.ensure_future(house.remove_abandoned())
         await until(lambda: slow.struck)
-        await house.ledger.reserve("new", None)
+        await house.ledger.reserve(Claim("new", None))
         await create(house, "new", encode(lease("new", started=datetime.now(timezone.utc))))
     await asyncio.wait_for(looking, SOON)
     assert standin.container("new")

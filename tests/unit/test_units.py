@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import re
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.strategies  # noqa: F401  the Hypothesis profile
-from gpuspawner.units import GIB, KIB, MIB, TIB, format_bytes, format_duration, parse_bytes, parse_duration
+from gpuspawner.texts import Text
+from gpuspawner.units import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    format_bytes,
+    format_duration,
+    format_moment,
+    parse_bytes,
+    parse_duration,
+)
 
 UNIT_SIZES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 
@@ -151,3 +163,18 @@ def test_a_shown_duration_never_exceeds_the_real_one(seconds: int) -> None:
     sizes = {"d": 86400, "h": 3600, "min": 60, "s": 1}
     shown = sum(int(n) * sizes[unit] for n, unit in re.findall(r"(\d+) (\w+)", format_duration(seconds).en))
     assert shown <= seconds
+
+
+@pytest.mark.parametrize(
+    ("at", "english", "korean"),
+    [
+        pytest.param("2026-03-02T06:40:59+00:00", "15:40", "15:40", id="today, of another zone"),
+        pytest.param("2026-03-02T23:59:00+09:00", "23:59", "23:59", id="late today"),
+        pytest.param("2026-03-02T15:00:00+00:00", "3 Mar 00:00", "3월 3일 00:00", id="tomorrow"),
+        pytest.param("2026-12-24T09:05:00+09:00", "24 Dec 09:05", "12월 24일 09:05", id="another month"),
+    ],
+)
+def test_a_moment_is_told_by_the_clock_on_the_wall(at: str, english: str, korean: str) -> None:
+    """With its day where that is not today."""
+    now = datetime(2026, 3, 2, 9, 0, tzinfo=timezone(timedelta(hours=9)))
+    assert format_moment(datetime.fromisoformat(at), now) == Text(english, korean)

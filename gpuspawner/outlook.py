@@ -1,0 +1,61 @@
+"""Rules: what somebody reads about the line, before joining it and while waiting. Pure: the time is an argument.
+
+Moments are told by the clock on the server's wall, which in a school is the reader's as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpuspawner.queueing import Forecast
+from gpuspawner.texts import Text
+from gpuspawner.units import format_moment
+
+_PRESS_START = Text("Press Start to join the line.", "Start를 누르면 대기열에 들어갑니다.")
+_KEPT = Text("Your place in the line is kept.", "대기 순서는 유지됩니다.")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a newcomer would find: how many wait before, and when it could be served; None: nobody can say."""
+
+    waiting: int
+    at: datetime | None = None
+
+
+def before_joining(line: Line, now: datetime) -> Text:
+    """For the form: who is there already, when a card should be free, and how to join."""
+    count = line.waiting
+    people = Text(f"{count} {'person is' if count == 1 else 'people are'} waiting", f"{count}명이 대기 중입니다")
+    if count == 0:
+        people = Text("Nobody else is waiting", "대기 중인 사람이 없습니다")
+    if line.at is None:
+        when = Text("nobody can say when a GPU will be free", "언제 비는지는 알 수 없습니다")
+    else:
+        clock = format_moment(line.at, now)
+        when = Text(f"your turn should come at about {clock.en}", f"예상 차례는 {clock.ko}경입니다")
+    return Text(f"{people.en}, and {when.en}. {_PRESS_START.en}", f"{people.ko}. {when.ko}. {_PRESS_START.ko}")
+
+
+def while_waiting(forecast: Forecast | None, trouble: Text | None, now: datetime) -> Text:
+    """For the pending page: the place in the line, and what is to be expected."""
+    if trouble is not None:
+        return Text(f"{trouble.en} {_KEPT.en}", f"{trouble.ko or trouble.en} {_KEPT.ko}")
+    if forecast is None:
+        return Text("You are in the waiting line", "대기열에 들어갔습니다")
+    place = Text(
+        "You are next in the line" if forecast.position == 1 else f"You are number {forecast.position} in the line",
+        "다음 차례입니다" if forecast.position == 1 else f"대기 순서 {forecast.position}번째입니다",
+    )
+    if forecast.at is None:
+        return Text(
+            f"{place.en}; when a GPU will be free is unknown.", f"{place.ko}. 언제 GPU가 비는지는 알 수 없습니다."
+        )
+    if forecast.at <= now:
+        return Text(f"{place.en}; a GPU should be free any moment.", f"{place.ko}. 곧 GPU를 사용할 수 있습니다.")
+    clock = format_moment(forecast.at, now)
+    return Text(
+        f"{place.en}; a GPU should be free for you at about {clock.en}.",
+        f"{place.ko}. {clock.ko}경 GPU를 사용할 수 있을 것으로 예상됩니다.",
+    )
