@@ -146,6 +146,10 @@ if NODE and PROXY.exists():
 # A restart of the Hub leaves the servers of the students alone; it finds them again by their labels.
 c.JupyterHub.cleanup_servers = False
 
+# Whoever waits in the line for a GPU is a pending spawn for the Hub, which would turn others away above this number.
+# No limit is needed: calls to the engine have one of their own (c.GPUSpawner.engine_threads).
+c.JupyterHub.concurrent_spawn_limit = 0
+
 # A second server for a second experiment, each with a lease of its own; the home is the same.
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.named_server_limit_per_user = 2

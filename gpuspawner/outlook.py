@@ -12,6 +12,12 @@ from gpuspawner.queueing import Forecast
 from gpuspawner.texts import Text
 from gpuspawner.units import format_moment
 
+WAITING_PAGE = Text(
+    "You are waiting for a free GPU. Your server starts by itself when it is your turn, whether this page is open or "
+    "not; Stop Server leaves the line.",
+    "사용 가능한 GPU를 기다리고 있습니다. 차례가 되면 서버가 자동으로 시작되며, 이 페이지를 닫아도 됩니다. "
+    "Stop Server를 누르면 대기열에서 나갑니다.",
+)
 _PRESS_START = Text("Press Start to join the line.", "Start를 누르면 대기열에 들어갑니다.")
 _KEPT = Text("Your place in the line is kept.", "대기 순서는 유지됩니다.")
 

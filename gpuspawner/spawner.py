@@ -23,7 +23,7 @@ from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order, persist
 from gpuspawner.leases import Owner
 from gpuspawner.merging import copied, merging
-from gpuspawner.outlook import before_joining, while_waiting
+from gpuspawner.outlook import WAITING_PAGE, before_joining, while_waiting
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
 from gpuspawner.settings import Settings
@@ -322,6 +322,13 @@ class GPUSpawner(Settings):
         ours = {"labels": dict(spec.labels), "environment": dict(spec.environment)}
         self.extra_create_kwargs = merging(base["extra_create_kwargs"], ours, check_create_kwargs)
         self.extra_host_config = merging(base["extra_host_config"], dict(spec.host_config), check_host_config)
+
+    @property
+    def waiting_words(self) -> str:
+        """For `templates/spawn_pending.html`: what this page is for while the server waits in the line; else ""."""
+        if self._launch is None or self._launch.place is None:
+            return ""
+        return WAITING_PAGE.into(self._language)
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """The steps of the start, for the Hub's pending page."""

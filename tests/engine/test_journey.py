@@ -23,6 +23,7 @@ class Story:
     first: Person
     second: Person
     third: Person
+    queued: Person
     first_device: str
 
 
@@ -63,15 +64,16 @@ def test_the_second_student_gets_the_other_card(
 
 
 def test_the_third_student_reads_why_not(lab: Lab, student: Callable[..., Person], story: Story) -> None:
-    """On the form the taken profile cannot be chosen; a request that comes anyway is refused in words."""
+    """The form says that it is taken; a choice from before it was taken is refused in words."""
     story.third = student("third", locale="ko-KR", viewport={"width": 360, "height": 740}, color_scheme="dark")
     page = story.third.see("/hub/spawn")
     taken = page.locator("input[name=profile][value=rtx4090]")
-    expect(taken).to_be_disabled()
     expect(page.locator("input[name=profile][value=cpu]")).to_be_checked()
+    expect(page.locator("label", has=taken)).to_contain_text("대기 중인 사람이 없습니다. 예상 차례는")
     story.third.picture("form-full-phone-korean-dark")
-    # Somebody was quicker between the form and the click: the browser does send the choice.
-    taken.evaluate("radio => { radio.disabled = false; radio.checked = true }")
+    # Somebody was quicker between the form and the click: the page had shown it as free.
+    page.locator("input[name=wait-for][value=rtx4090]").evaluate("field => field.remove()")
+    taken.check()
     page.get_by_role("button", name="Start").click()
     refusal = page.locator(".spawn-error-msg")
     expect(refusal).to_contain_text("2장 모두 사용 중입니다")
@@ -83,10 +85,25 @@ def test_the_third_student_reads_why_not(lab: Lab, student: Callable[..., Person
     assert lab.server_state("third") == {}
 
 
+def test_the_third_and_the_fourth_student_wait_in_the_line(
+    lab: Lab, student: Callable[..., Person], story: Story
+) -> None:
+    """The form that came back joins with one click; each sees the place on the Hub's own pending page."""
+    page = story.third.page
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#progress-message")).to_contain_text("다음 차례입니다.")
+    story.third.picture("waiting-phone-korean-dark")
+    story.queued = student("queued")
+    story.queued.pick("rtx4090")
+    expect(story.queued.page.locator("#progress-message")).to_contain_text("You are number 2 in the line; a GPU")
+    story.queued.picture("waiting")
+    assert [lab.server_state(name)["pending"] for name in ("third", "queued")] == ["spawn", "spawn"]
+
+
 def test_the_admin_stops_the_first_server_and_the_third_student_gets_its_card(
     lab: Lab, admin: Person, engine: PrivateEngine, story: Story
 ) -> None:
-    """The Hub's own panel shows the profile and stops the server; its card is free at once."""
+    """The Hub's own panel shows the profile and stops the server; JupyterLab of the one who waited opens by itself."""
     freed = held(engine, "first")
     page = admin.see("/hub/admin")
     row = page.locator("tr", has=page.get_by_text("first", exact=True)).first
@@ -96,9 +113,23 @@ def test_the_admin_stops_the_first_server_and_the_third_student_gets_its_card(
     eventually(lambda: lab.server_state("first") == {}, "the first server still runs")
     # JupyterLab shows no notebook on a phone's width.
     story.third.page.set_viewport_size({"width": 1280, "height": 900})
-    story.third.start("rtx4090")
+    story.third.wait_for_lab()
     assert held(engine, "third") == freed
     assert story.third.run(LIST_DEVICES) == story.first_device
+
+
+def test_the_fourth_student_presses_stop_and_the_line_is_empty(
+    lab: Lab, engine: PrivateEngine, student: Callable[..., Person], story: Story
+) -> None:
+    """After moving up: nothing of the wait is left, and a newcomer finds nobody waiting."""
+    page = story.queued.page
+    expect(page.locator("#progress-message")).to_contain_text("You are next in the line")
+    page.get_by_role("button", name="Stop Server").click()
+    eventually(lambda: lab.server_state("queued") == {}, "the fourth student still waits")
+    assert engine.docker("ps", "--all", "--quiet", "--filter", "name=jupyter-queued") == ""
+    form = story.queued.see("/hub/spawn")
+    taken = form.locator("label", has=form.locator("input[name=profile][value=rtx4090]"))
+    expect(taken).to_contain_text("Nobody else is waiting")
 
 
 def test_the_admin_starts_a_students_server_with_the_last_profile(lab: Lab, admin: Person, story: Story) -> None:

@@ -80,6 +80,7 @@ async def test_the_stop_button_leaves_the_line_of_a_named_server(full: None, lab
     await joined(lab, cai, server="exp")
     page = await cai.browse("spawn-pending/cai/exp")
     assert 'encodeURIComponent("exp")' in page.text
+    assert "You are waiting for a free GPU." in page.text
     assert (await cai.stop("exp")).status == 204
     assert [place.claim.owner.server for place in lab.house.ledger._line.values() if place.claim.owner] == [""]
     assert (await cai.stop()).status == 204
