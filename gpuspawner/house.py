@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from gpuspawner.container import ImageFacts
-from gpuspawner.dockerd import Engine
+from gpuspawner.dockerd import Engine, watch_leases
 from gpuspawner.dockerd.translate import build_command
 from gpuspawner.errors import ImageMissing, Reason, Refused
 from gpuspawner.form import Offer
@@ -90,6 +90,7 @@ class House:
     asked: dict[str, str] = field(default_factory=dict)
     languages: dict[str, Language] = field(default_factory=dict)
     _reconciling: asyncio.Task[None] | None = None
+    _watching: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.engine.holdings, self.gpus.inventory, self.policy, max_overtakes=self.max_overtakes)
@@ -174,10 +175,21 @@ class House:
             return False
         return False
 
-    def begin_reconciling(self) -> None:
-        """Once per process: from now on, clear away what was created and will never be started."""
+    def open(self) -> None:
+        """Once per process: from now on clear away what was created and will never be started, and follow the engine.
+
+        Whoever waits in the line gets a card when the engine tells that a container has ended, not at the next tick.
+        """
         if self._reconciling is None:
             self._reconciling = asyncio.ensure_future(self._reconcile())
+            self._watching = asyncio.ensure_future(watch_leases(self.engine, self.ledger.nudge))
+
+    async def close(self) -> None:
+        """End what `open` began."""
+        tasks = [task for task in (self._reconciling, self._watching) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _reconcile(self) -> None:
         while True:

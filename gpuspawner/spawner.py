@@ -130,7 +130,7 @@ class GPUSpawner(Settings):
 
     async def _render_form(self, spawner: Any = None) -> str:
         house = self.house
-        house.begin_reconciling()
+        house.open()
         language = house.languages[self.user.name] = self._language
         offers, standing, trouble = await house.offers(self._groups, admin=bool(self.user.admin))
         fallback = house.catalogue.default_for(self._groups)
@@ -224,7 +224,7 @@ class GPUSpawner(Settings):
     async def start(self) -> str:
         """Start the server and wait until it answers. Raises SpawnException with a sentence for the student."""
         house, owner = self.house, self._owner
-        house.begin_reconciling()
+        house.open()
         launch = None
         # The Hub has read it.
         self.start_timeout = self._patience

@@ -1,10 +1,11 @@
 """Adapter: the Docker engine. Only this package imports docker-py.
 
 `engine` is asked by the Hub, asynchronously and for many users at once; `translate` turns docker-py's errors into
-sentences. Nothing here decides anything.
+sentences; `events` tells when it is worth asking. Nothing here decides anything.
 """
 
 from gpuspawner.dockerd.engine import HOLDING_STATES, Engine, EngineFacts, LeasedContainer, collecting, ended
+from gpuspawner.dockerd.events import watch_leases
 from gpuspawner.dockerd.translate import image_missing, is_name_conflict, translate
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "image_missing",
     "is_name_conflict",
     "translate",
+    "watch_leases",
 ]

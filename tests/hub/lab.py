@@ -250,8 +250,7 @@ class Lab:
             await self._stop_all(user)
         if house := self.settings.get("gpuspawner_house"):
             await until(lambda: not house.undoing, "every clean-up has ended")
-            if house._reconciling:
-                house._reconciling.cancel()
+            await house.close()
             for container in self.engine.containers:
                 with suppress(KeyError):
                     self.engine.remove(container.id)

@@ -296,9 +296,9 @@ async def test_it_goes_on_for_as_long_as_the_hub_lives(
     monkeypatch.setattr(module, "RECONCILE_RETRY_SECONDS", 0.02)
     await create(house, "before", encode(lease("before")))
     with standin.faults.during(Http500("list")) as fault:
-        house.begin_reconciling()
+        house.open()
         first = house._reconciling
-        house.begin_reconciling()
+        house.open()
         assert house._reconciling is first
         await until(lambda: fault.struck > 1)
         assert standin.containers
@@ -307,9 +307,9 @@ async def test_it_goes_on_for_as_long_as_the_hub_lives(
     await until(lambda: not standin.containers)
     assert "Removing before" in caplog.text
     assert "Removing late" in caplog.text
+    await house.close()
     assert first is not None
-    first.cancel()
-    await asyncio.wait([first])
+    assert first.cancelled()
 
 
 # What is being cleared away
