@@ -10,6 +10,7 @@
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
+        ├── OverLimit        it is offered, but this person or their group has had enough for now (403)
         ├── GpusUnknown      the cards cannot be counted: nothing is leased on unknown (503)
         ├── EngineError      the Docker engine refused or failed (503)
         │   ├── EngineDown       it does not answer at all
@@ -39,7 +40,9 @@ class Reason(str, Enum):
     """Why a start was refused or failed: the closed set of metric label values."""
 
     CHOICE = "choice"
+    LIMIT = "limit"
     BUSY = "busy"
+    RESERVED = "reserved"
     TOO_BIG = "too-big"
     GPU_UNKNOWN = "gpu-unknown"
     ENGINE = "engine"
@@ -95,10 +98,21 @@ class BadChoice(Refused):
 
 
 class NoRoom(Refused):
-    """Nothing fits: BUSY when it would on an empty machine, GPU_FAULT when all cards had to be well, else TOO_BIG."""
+    """Nothing fits.
+
+    BUSY when it would on an empty machine, RESERVED when the cards are kept for a class, GPU_FAULT when all cards had
+    to be well, else TOO_BIG.
+    """
 
     reason = Reason.BUSY
     status_code = 409
+
+
+class OverLimit(Refused):
+    """A limit of the person or of their group is reached. It is a rule of the house, whatever is free."""
+
+    reason = Reason.LIMIT
+    status_code = 403
 
 
 class GpusUnknown(Refused):

@@ -23,6 +23,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 
+_DAYS = tuple(zip(("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"), "월화수목금토일", strict=True))
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,6})?\d*(Z|[+-]\d\d:\d\d)")
 
 
@@ -85,3 +88,13 @@ def moment_of(text: str) -> float:
     # Before Python 3.11 fromisoformat reads three or six decimals only.
     fraction = (match[2] or ".0").ljust(7, "0")
     return datetime.fromisoformat(match[1] + fraction + match[3].replace("Z", "+00:00")).timestamp()
+
+
+def format_moment(moment: datetime) -> Text:
+    """ "Mon 7 Dec 09:00" and "12월 7일(월) 09:00", on the clock of the moment's own time zone."""
+    english, korean = _DAYS[moment.weekday()]
+    clock = f"{moment.hour:02}:{moment.minute:02}"
+    return Text(
+        f"{english} {moment.day} {_MONTHS[moment.month - 1]} {clock}",
+        f"{moment.month}월 {moment.day}일({korean}) {clock}",
+    )
