@@ -295,7 +295,8 @@ def _waits_already(request: GpuRequest, most: int, group: str | None) -> OverLim
     asked = wording(request)
     who = _who(group)
     if most == 0:
-        why = Text(f"{who.en} may not wait in line", f"{who.ko} 대기열을 사용할 수 없습니다")
+        barred = "이 계정은" if group is None else f"{group!r} 그룹은"
+        why = Text(f"{who.en} may not wait in line", f"{barred} 대기열을 사용할 수 없습니다")
         advice = Text("Choose a profile that is free.", "사용 가능한 다른 프로필을 선택하세요.")
     else:
         many = "one request" if most == 1 else f"{most} requests"
@@ -336,7 +337,7 @@ def _hours_gone(request: GpuRequest, hours: Left, now: datetime, zone: tzinfo) -
 
 
 def _who(group: str | None) -> Text:
-    return Text("you", "1인당") if group is None else Text(f"all of {group!r} together", f"{group!r} 그룹 전체에")
+    return Text("you", "1인당") if group is None else Text(f"all of {group!r} together", f"{group!r} 그룹 전체가")
 
 
 def _mapping(raw: object, path: str, mistakes: list[str]) -> Mapping[Any, Any]:
