@@ -6,9 +6,9 @@ blocking, so call them in a thread. Several threads may do so at once; one proce
 
 - A line is on the disk (fsync) when the method returns. Where it cannot be, `OSError` says so, and what was written
   before is still there.
-- `journal.jsonl` grows to `rotate_bytes` and becomes `journal-<UTC>-<number>.jsonl`. What is open then is written once more at
-  the top of the new file, so that each file tells the whole story of every lease that ended in it. Files go when they
-  are older than `keep_seconds`; the youngest of them always stays, whatever the clock says.
+- `journal.jsonl` grows to `rotate_bytes` and becomes `journal-<UTC>-<number>.jsonl`. What is open then is written
+  once more at the top of the new file, so that each file tells the whole story of every lease that ended in it. Files
+  go when they are older than `keep_seconds`; the youngest of them always stays, whatever the clock says.
 - A line that was torn by a crash, or damaged later, is left out, with one line in the log.
 """
 
@@ -174,22 +174,22 @@ class Journal:
             if not self._path.exists() or self._path.stat().st_size < self._rotate_bytes:
                 return
             self._rotate(at)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             # A file that is too long is better than a lease that is not written down.
             log.warning("The journal %s cannot be rotated and grows on: %s", self._path, error)
 
     def _rotate(self, at: datetime) -> None:
         """Each step leaves a journal that says the same: reading a copy beside the original changes nothing."""
         entries: dict[str, _Entry] = {}
-        latest = at
+        moments = []
         for event in self._events([self._path]):
             _apply(entries, event)
-            latest = max(latest, event.at)
+            moments.append(event.at)
         carried = b"".join(_encode(entry.line) for entry in entries.values() if entry.spell.ended is None)
         rotated = self._rotated()
         number = rotated[-1].number + 1 if rotated else 1
         # Rounded up: nothing in the file is younger than its name.
-        stamp = (latest + timedelta(seconds=1)).astimezone(timezone.utc).strftime(_STAMP)
+        stamp = (max(moments, default=at) + timedelta(seconds=1)).astimezone(timezone.utc).strftime(_STAMP)
         draft = self._folder / "journal.next"
         try:
             shutil.copyfile(self._path, draft)
