@@ -82,7 +82,11 @@ class Bound:
 
 
 def cards_kept_for_others(calendar: Calendar, groups: Collection[str], situation: Situation) -> frozenset[GpuUuid]:
-    """The cards that a member of `groups` may not get now, since classes of other groups have them at this moment."""
+    """The cards that a member of `groups` may not get now, since classes of other groups have them at this moment.
+
+    For who looks, as the form does. Where there is a request, `bound` decides, and its `avoid` may be other cards: it
+    keeps those that the request cannot use.
+    """
     windows = calendar.active(situation.now)
     kept = _Keeper(situation, groups, ()).keep(windows)
     theirs = (uuids for window, uuids in zip(windows, kept, strict=True) if window.group not in groups)
