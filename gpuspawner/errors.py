@@ -11,6 +11,7 @@
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
         │   └── QueueTimedOut    it was waited for, and nothing became free in time
+        ├── OverLimit        it is offered, but this person or their group has had enough for now (403)
         ├── GpusUnknown      the cards cannot be counted: nothing is leased on unknown (503)
         ├── EngineError      the Docker engine refused or failed (503)
         │   ├── EngineDown       it does not answer at all
@@ -40,7 +41,9 @@ class Reason(str, Enum):
     """Why a start was refused or failed: the closed set of metric label values."""
 
     CHOICE = "choice"
+    LIMIT = "limit"
     BUSY = "busy"
+    RESERVED = "reserved"
     TOO_BIG = "too-big"
     GPU_UNKNOWN = "gpu-unknown"
     ENGINE = "engine"
@@ -97,9 +100,10 @@ class BadChoice(Refused):
 
 
 class NoRoom(Refused):
-    """Nothing fits: BUSY when it would on an empty machine, GPU_FAULT when all cards had to be well, else TOO_BIG.
+    """Nothing fits.
 
-    `why` is the sentence without its advice, for a page that has better advice.
+    BUSY when it would on an empty machine, RESERVED when the cards are kept for a class, GPU_FAULT when all cards had
+    to be well, else TOO_BIG. `why` is the sentence without its advice, for a page that has better advice.
     """
 
     reason = Reason.BUSY
@@ -114,6 +118,13 @@ class QueueTimedOut(NoRoom):
     """Nothing became free within the time that a request may wait."""
 
     reason = Reason.QUEUE_TIMEOUT
+
+
+class OverLimit(Refused):
+    """A limit of the person or of their group is reached. It is a rule of the house, whatever is free."""
+
+    reason = Reason.LIMIT
+    status_code = 403
 
 
 class GpusUnknown(Refused):

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from gpuspawner.queueing import Forecast
 from gpuspawner.texts import Text
-from gpuspawner.units import format_moment
+from gpuspawner.units import format_clock
 
 WAITING_PAGE = Text(
     "You are waiting for a free GPU. Your server starts by itself when it is your turn, whether this page is open or "
@@ -39,7 +39,7 @@ def before_joining(line: Line, now: datetime) -> Text:
     if line.at is None:
         when = Text("nobody can say when a GPU will be free", "언제 비는지는 알 수 없습니다")
     else:
-        clock = format_moment(line.at, now)
+        clock = format_clock(line.at, now)
         when = Text(f"your turn should come at about {clock.en}", f"예상 차례는 {clock.ko}경입니다")
     return Text(f"{people.en}, and {when.en}. {_PRESS_START.en}", f"{people.ko}. {when.ko}. {_PRESS_START.ko}")
 
@@ -60,7 +60,7 @@ def while_waiting(forecast: Forecast | None, trouble: Text | None, now: datetime
         )
     if forecast.at <= now:
         return Text(f"{place.en}; a GPU should be free any moment.", f"{place.ko}. 곧 GPU를 사용할 수 있습니다.")
-    clock = format_moment(forecast.at, now)
+    clock = format_clock(forecast.at, now)
     return Text(
         f"{place.en}; a GPU should be free for you at about {clock.en}.",
         f"{place.ko}. {clock.ko}경 GPU를 사용할 수 있을 것으로 예상됩니다.",

@@ -6,18 +6,16 @@ validated. Words are KubeSpawner's where it has them (`display_name`, `slug`, `d
 
 from __future__ import annotations
 
-import difflib
 import re
-import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from gpuspawner.errors import BadChoice, ConfigError
+from gpuspawner.schemas import Bytes, Frozen, Seconds, mistake, shorten
 from gpuspawner.texts import LANGUAGES, Text
-from gpuspawner.units import parse_bytes, parse_duration
 
 SHELF = "gpuspawner"
 
@@ -40,16 +38,10 @@ def _text(value: object) -> Text:
     raise ValueError(f"must be a text, or texts by language such as {{'en': …, 'ko': …}}, got {value!r}")
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Seconds = Annotated[int, BeforeValidator(parse_duration)]
 Words = Annotated[Text, BeforeValidator(_text)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-
-class GpuRequest(_Frozen):
+class GpuRequest(Frozen):
     """What a profile asks of the cards: `count` whole ones, or a share of `memory_bytes` of a single one.
 
     `model` narrows it to cards whose name holds these words.
@@ -66,14 +58,14 @@ class GpuRequest(_Frozen):
         return self
 
 
-class Volume(_Frozen):
+class Volume(Frozen):
     """One extra mount. Words are DockerSpawner's: `bind` is the path inside, `mode` is "ro" (the default) or "rw"."""
 
     bind: str = Field(pattern=r"^/")
     mode: str = Field(default="ro", pattern=r"^(ro|rw)$")
 
 
-class Profile(_Frozen):
+class Profile(Frozen):
     """One entry of `profile_list`: an image with its limits and what it gets of the cards."""
 
     display_name: Words
@@ -196,7 +188,7 @@ class Catalogue:
             try:
                 profiles.append(Profile.model_validate(entry))
             except ValidationError as error:
-                mistakes += [_sentence(here, dict(item), entry) for item in _own(error.errors(), entry)]
+                mistakes += [mistake(here, item, _KEYS) for item in _own(error.errors(), entry)]
         mistakes += _clashes(path, profiles) if not mistakes else []
         if mistakes:
             raise ConfigError("\n".join(mistakes))
@@ -222,16 +214,16 @@ class Catalogue:
         if not isinstance(options, Mapping):
             raise BadChoice(
                 Text(
-                    f'The options must be an object such as {{"profile": "…"}}, not {_shorten(options)}.',
-                    f'옵션은 {{"profile": "…"}} 형식이어야 합니다. 받은 값: {_shorten(options)}',
+                    f'The options must be an object such as {{"profile": "…"}}, not {shorten(options)}.',
+                    f'옵션은 {{"profile": "…"}} 형식이어야 합니다. 받은 값: {shorten(options)}',
                 )
             )
         if unknown := [key for key in options if key not in ("profile", "wait")]:
             raise BadChoice(
                 Text(
-                    f"Only a profile can be chosen here, not {_shorten(unknown[0])}. "
+                    f"Only a profile can be chosen here, not {shorten(unknown[0])}. "
                     "Pick one of the profiles on the form; image, GPU and limits come with it.",
-                    f"여기서는 프로필만 선택할 수 있으며 {_shorten(unknown[0])} 항목은 선택할 수 없습니다. "
+                    f"여기서는 프로필만 선택할 수 있으며 {shorten(unknown[0])} 항목은 선택할 수 없습니다. "
                     "목록에서 프로필을 고르면 이미지, GPU, 한도가 함께 정해집니다.",
                 )
             )
@@ -239,8 +231,8 @@ class Catalogue:
         if not isinstance(wait, bool):
             raise BadChoice(
                 Text(
-                    f'"wait" must be true (wait in the line if nothing is free) or false, not {_shorten(wait)}.',
-                    f'"wait"는 true(남은 GPU가 없으면 대기) 또는 false여야 합니다. 받은 값: {_shorten(wait)}',
+                    f'"wait" must be true (wait in the line if nothing is free) or false, not {shorten(wait)}.',
+                    f'"wait"는 true(남은 GPU가 없으면 대기) 또는 false여야 합니다. 받은 값: {shorten(wait)}',
                 )
             )
         if "profile" not in options:
@@ -251,9 +243,9 @@ class Catalogue:
         if profile is None or not profile.open_to(groups):
             raise BadChoice(
                 Text(
-                    f"There is no profile {_shorten(slug)} for you: it may have been renamed or removed, or it "
+                    f"There is no profile {shorten(slug)} for you: it may have been renamed or removed, or it "
                     "belongs to another group. Choose one of the profiles on the form.",
-                    f"사용할 수 있는 프로필 중에 {_shorten(slug)} 프로필이 없습니다. 이름이 바뀌었거나 삭제되었거나 "
+                    f"사용할 수 있는 프로필 중에 {shorten(slug)} 프로필이 없습니다. 이름이 바뀌었거나 삭제되었거나 "
                     "다른 그룹의 프로필일 수 있습니다. 목록에서 다른 프로필을 선택하세요.",
                 )
             )
@@ -299,53 +291,6 @@ def _own(errors: Sequence[Mapping[str, Any]], entry: object) -> list[Mapping[str
     return [error for error in errors if not (made and nameless and error["loc"] == ("slug",))]
 
 
-def _sentence(here: str, error: dict[str, Any], entry: object) -> str:
-    """One of pydantic's errors as a line for the admin: path, rule, what was given."""
-    location = [part for part in error["loc"] if not (isinstance(part, str) and part.endswith("]"))]
-    where = here + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    kind, context, given = error["type"], error.get("ctx", {}), _shorten(error["input"])
-    match kind:
-        case "extra_forbidden":
-            return f"{where} is not a known key{_did_you_mean(location)}"
-        case "missing":
-            return f"{where} is required"
-        case "greater_than_equal":
-            return f"{where} must be at least {context['ge']}, got {given}"
-        case "greater_than":
-            return f"{where} must be more than {context['gt']:g}, got {given}"
-        case "value_error":
-            rule = str(context.get("error", error["msg"]))
-            return f"{where} {rule}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{where} must be a mapping of keys to values, got {given}"
-        case "string_pattern_mismatch":
-            return f"{where} must match {context['pattern']}, got {given}"
-        case _:
-            message = error["msg"].replace("Input should be", "must be")
-            return f"{where} {message[0].lower()}{message[1:]}, got {given}"
-
-
-_KEYS = {field.alias or name for model in (Profile, GpuRequest, Volume) for name, field in model.model_fields.items()}
-
-
-def _did_you_mean(location: Sequence[object]) -> str:
-    near = difflib.get_close_matches(str(location[-1]), sorted(_KEYS), n=1) if location else []
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-class _Quote(reprlib.Repr):
-    """`repr` that stays small and shallow, so that neither a megabyte nor a thousand nested lists can break it."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to print numbers of more than 4300 digits.
-        return super().repr_int(x, level) if x.bit_length() < 1000 else "a number of very many digits"
-
-
-_quote = _Quote()
-_quote.maxstring = _quote.maxother = 60
-
-
-def _shorten(value: object, limit: int = 60) -> str:
-    """`repr`, short enough for a sentence however large the value is."""
-    text = _quote.repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+_KEYS = tuple(
+    field.alias or name for model in (Profile, GpuRequest, Volume) for name, field in model.model_fields.items()
+)

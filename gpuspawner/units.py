@@ -24,7 +24,9 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhdw])+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 
 # strftime's names follow the locale of the process.
+_DAYS = tuple(zip(("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"), "월화수목금토일", strict=True))
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,6})?\d*(Z|[+-]\d\d:\d\d)")
 
 
@@ -79,15 +81,6 @@ def format_duration(seconds: int) -> Text:
     return Text(" ".join(english[:2]) or "0 s", " ".join(korean[:2]) or "0초")
 
 
-def format_moment(at: datetime, now: datetime) -> Text:
-    """ "15:40", on another day "26 Nov 15:40" and "11월 26일 15:40"; in the time zone of `now`, to the minute."""
-    local = at.astimezone(now.tzinfo)
-    clock = f"{local:%H:%M}"
-    if local.date() == now.date():
-        return Text(clock, clock)
-    return Text(f"{local.day} {_MONTHS[local.month - 1]} {clock}", f"{local.month}월 {local.day}일 {clock}")
-
-
 def moment_of(text: str) -> float:
     """Docker's time (up to nine decimals, any zone) in seconds since 1970; 0 where it is none, or means "never"."""
     match = _MOMENT.fullmatch(text)
@@ -96,3 +89,22 @@ def moment_of(text: str) -> float:
     # Before Python 3.11 fromisoformat reads three or six decimals only.
     fraction = (match[2] or ".0").ljust(7, "0")
     return datetime.fromisoformat(match[1] + fraction + match[3].replace("Z", "+00:00")).timestamp()
+
+
+def format_moment(moment: datetime) -> Text:
+    """ "Mon 7 Dec 09:00" and "12월 7일(월) 09:00", on the clock of the moment's own time zone."""
+    english, korean = _DAYS[moment.weekday()]
+    clock = f"{moment.hour:02}:{moment.minute:02}"
+    return Text(
+        f"{english} {moment.day} {_MONTHS[moment.month - 1]} {clock}",
+        f"{moment.month}월 {moment.day}일({korean}) {clock}",
+    )
+
+
+def format_clock(at: datetime, now: datetime) -> Text:
+    """ "15:40", and with the day where that is another one; on the clock of the time zone of `now`."""
+    local = at.astimezone(now.tzinfo)
+    if local.date() != now.date():
+        return format_moment(local)
+    clock = f"{local.hour:02}:{local.minute:02}"
+    return Text(clock, clock)

@@ -33,7 +33,7 @@ FILTERS = {
 
 
 async def watch_leases(engine: Engine, changed: Callable[[], None]) -> None:
-    """Call `changed` on this loop whenever a look is worth it, until cancelled. An engine that is down is waited for."""
+    """Call `changed` on this loop when a look is worth it, until cancelled. An engine that is down is waited for."""
     was_lost = False
     while True:
         stream = _Stream(engine, changed)

@@ -21,7 +21,9 @@ LATER = datetime(2026, 3, 2, 6, 40, tzinfo=timezone.utc)
         pytest.param(Line(0), "Nobody else is waiting, and nobody can say", "언제 비는지는", id="unknown"),
         pytest.param(Line(1, LATER), "1 person is waiting, and your turn", "1명이 대기 중입니다.", id="one"),
         pytest.param(Line(2, LATER), "at about 15:40. Press Start", "예상 차례는 15:40경입니다.", id="two"),
-        pytest.param(Line(9, LATER + timedelta(days=1)), "at about 3 Mar 15:40.", "3월 3일 15:40경", id="tomorrow"),
+        pytest.param(
+            Line(9, LATER + timedelta(days=1)), "at about Tue 3 Mar 15:40.", "3월 3일(화) 15:40경", id="tomorrow"
+        ),
     ],
 )
 def test_before_joining(line: Line, english: str, korean: str) -> None:

@@ -18,8 +18,8 @@ from gpuspawner.units import (
     MIB,
     TIB,
     format_bytes,
+    format_clock,
     format_duration,
-    format_moment,
     parse_bytes,
     parse_duration,
 )
@@ -170,11 +170,11 @@ def test_a_shown_duration_never_exceeds_the_real_one(seconds: int) -> None:
     [
         pytest.param("2026-03-02T06:40:59+00:00", "15:40", "15:40", id="today, of another zone"),
         pytest.param("2026-03-02T23:59:00+09:00", "23:59", "23:59", id="late today"),
-        pytest.param("2026-03-02T15:00:00+00:00", "3 Mar 00:00", "3월 3일 00:00", id="tomorrow"),
-        pytest.param("2026-12-24T09:05:00+09:00", "24 Dec 09:05", "12월 24일 09:05", id="another month"),
+        pytest.param("2026-03-02T15:00:00+00:00", "Tue 3 Mar 00:00", "3월 3일(화) 00:00", id="tomorrow"),
+        pytest.param("2026-12-24T09:05:00+09:00", "Thu 24 Dec 09:05", "12월 24일(목) 09:05", id="another month"),
     ],
 )
 def test_a_moment_is_told_by_the_clock_on_the_wall(at: str, english: str, korean: str) -> None:
     """With its day where that is not today."""
     now = datetime(2026, 3, 2, 9, 0, tzinfo=timezone(timedelta(hours=9)))
-    assert format_moment(datetime.fromisoformat(at), now) == Text(english, korean)
+    assert format_clock(datetime.fromisoformat(at), now) == Text(english, korean)
