@@ -96,7 +96,7 @@ async def test_containers_without_a_lease_are_not_told(engine: Engine, hints: Hi
 async def test_a_stream_that_is_lost_is_replaced(standin: StandinEngine, engine: Engine, hints: Hints) -> None:
     """An engine that restarts: there is a hint when the new stream is open, and then for each change."""
     before = hints.count
-    with standin.faults.during(EngineDown("close")):
+    with standin.faults.during(EngineDown()):
         await hints.more_than(before + 1)
     await run(engine, "ann", {LEASE: "1"})
     before = hints.count
