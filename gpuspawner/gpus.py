@@ -6,12 +6,34 @@ it is kept for people to read, never to decide with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NewType, Protocol, runtime_checkable
 
 from gpuspawner.texts import Text
 
 GpuUuid = NewType("GpuUuid", str)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a card does at one moment; None is "the driver does not say", which is neither good nor bad.
+
+    `at` is the second of the monotonic clock at which the look began. `pids` are those of compute processes, as the
+    host counts them; what only draws on a screen is not among them.
+    """
+
+    at: float
+    used_bytes: int | None = None
+    pids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Xid:
+    """The driver's number for something that went wrong on a card. It is told once."""
+
+    uuid: GpuUuid
+    number: int
 
 
 @dataclass(frozen=True)
@@ -39,13 +61,15 @@ class Inventory:
     """The cards of this machine, in NVML's order.
 
     `trouble` says why the cards cannot be known; then `gpus` is empty and nothing may be leased. A machine that simply
-    has no card has neither. `simulated` cards are counted and leased but never attached.
+    has no card has neither. `simulated` cards are counted and leased but never attached. `samples` has no entry for a
+    card that nothing is known of.
     """
 
     gpus: tuple[Gpu, ...] = ()
     simulated: bool = False
     trouble: Text | None = None
     detail: str = ""
+    samples: Mapping[GpuUuid, Sample] = field(default_factory=dict, compare=False)
 
     def get(self, uuid: str) -> Gpu | None:
         """The card with this UUID, or None when it is not there now."""
@@ -58,6 +82,14 @@ class GpuSource(Protocol):
 
     async def inventory(self) -> Inventory:
         """Look at the cards now. Never raises: what cannot be known becomes `Inventory.trouble`."""
+
+
+@runtime_checkable
+class XidSource(Protocol):
+    """A source that the driver tells of XIDs."""
+
+    def take_xids(self) -> tuple[Xid, ...]:
+        """Those that came since the last call; whoever takes them has to keep them."""
 
 
 def _plain(name: str) -> str:

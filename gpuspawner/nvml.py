@@ -1,7 +1,7 @@
 """Adapter: the cards of this machine as NVIDIA's driver tells of them, and the only import of `pynvml`.
 
 `Nvml` answers with an `Inventory` and never raises: what cannot be known becomes a sentence. It knows nothing of
-leases and decides nothing; `placement` leaves out what has a fault.
+leases and decides nothing: it reports faults, samples and XIDs, and `placement` leaves out what has a fault.
 
 NVML calls block, and hang where a card has fallen off the bus. They run on one daemon thread of the process, so that
 neither the event loop nor the end of the process waits for them, and a hanging call never gets a second one on top.
@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from gpuspawner.gpus import Gpu, GpuUuid, Inventory
+from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
 from gpuspawner.texts import Text
 
 
@@ -105,7 +106,10 @@ _ADVICE = {
 }
 
 # NVML's own numbers rather than pynvml's names: they are the ABI, and old modules lack some of the names.
-_NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _RESET_REQUIRED = 3, 13, 16
+_NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _LOST_CARD, _RESET_REQUIRED = 3, 13, 15, 16
+_XID_EVENT = 0x8
+_MOST_EVENTS = 256
+"""In one look; the driver keeps the others for the next."""
 _OFF_BY_CODE = {
     4: NvmlOff.NO_PERMISSION,
     9: NvmlOff.DRIVER_NOT_LOADED,
@@ -161,6 +165,7 @@ class Nvml:
         self._look: _Look | None = None
         self._known: dict[GpuUuid, Gpu] = {}
         self._off: NvmlOff | None = None
+        self._xids: deque[Xid] = deque()
 
     def __deepcopy__(self, memo: object) -> Nvml:
         # traitlets copies what is configured into each spawner, and all spawners must see the same cards.
@@ -176,6 +181,14 @@ class Nvml:
         answer = await self._answer()
         self._off = answer.off
         return answer.inventory
+
+    def take_xids(self) -> tuple[Xid, ...]:
+        """The XIDs that looks have met since the last call. Between looks of one session the driver keeps them."""
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._xids.popleft())
+        return tuple(taken)
 
     async def _answer(self) -> _Answer:
         look = self._current_look()
@@ -209,6 +222,7 @@ class Nvml:
         """One look, on the worker's thread. Never raises."""
         try:
             readings = worker.readings()
+            self._xids.extend(worker.xids())
         except _WrongPackage as error:
             return _trouble(NvmlOff.WRONG_PACKAGE, str(error))
         except Exception as error:
@@ -248,6 +262,7 @@ class _Reading:
     gpu: Gpu | None = None
     uuid: GpuUuid | None = None
     error: Exception | None = None
+    sample: Sample | None = None
 
 
 class _WrongPackage(Exception):
@@ -261,6 +276,8 @@ class _Worker:
         self.pid = os.getpid()
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._nvml: Any = None
+        self._events: Any = None
+        self._heard: set[GpuUuid] = set()
         # A daemon, unlike an executor's threads: a call that hangs must not keep the process from ending.
         Thread(target=self._run, name="nvml", daemon=True).start()
 
@@ -272,17 +289,49 @@ class _Worker:
         while True:
             fresh = self._open()
             try:
-                return [_read_card(self._nvml, index) for index in range(self._nvml.nvmlDeviceGetCount())]
+                indices = range(self._nvml.nvmlDeviceGetCount())
+                return [self._listen(_read_card(self._nvml, index)) for index in indices]
             except Exception:
                 self.close()
                 # A session may have died with its driver, which can be back by now: only a new one's word counts.
                 if fresh:
                     raise
 
+    def xids(self) -> list[Xid]:
+        """The XIDs since the last call in this session, without waiting; none where the driver does not tell any.
+
+        A thread that waits for them would hold a session of its own, and so keep a lost card from being reset.
+        """
+        found: list[Xid] = []
+        # It ends by NVML's TIMEOUT. Not every card or driver allows events, and the look counts all the same.
+        with contextlib.suppress(Exception):
+            while self._events is not None and len(found) < _MOST_EVENTS:
+                event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
+                if event.eventType == _XID_EVENT:
+                    uuid = _str(self._nvml.nvmlDeviceGetUUID(event.device))
+                    found.append(Xid(GpuUuid(uuid), int(event.eventData)))
+        return found
+
+    def _listen(self, reading: _Reading) -> _Reading:
+        """From now on the driver keeps the XIDs of this card for `xids`."""
+        if reading.gpu is not None and reading.gpu.uuid not in self._heard:
+            self._heard.add(reading.gpu.uuid)
+            with contextlib.suppress(Exception):
+                if self._events is None:
+                    self._events = self._nvml.nvmlEventSetCreate()
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(reading.index)
+                self._nvml.nvmlDeviceRegisterEvents(handle, _XID_EVENT, self._events)
+        return reading
+
     def close(self) -> None:
         """End the session, so that the next look initialises NVML anew."""
         nvml, self._nvml = self._nvml, None
+        events, self._events = self._events, None
+        self._heard.clear()
         if nvml is not None:
+            with contextlib.suppress(Exception):
+                if events is not None:
+                    nvml.nvmlEventSetFree(events)
             with contextlib.suppress(Exception):
                 nvml.nvmlShutdown()
 
@@ -322,27 +371,44 @@ def _module() -> Any:
 
 
 def _read_card(nvml: Any, index: int) -> _Reading:
-    uuid = None
+    uuid, at = None, time.monotonic()
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = GpuUuid(_str(nvml.nvmlDeviceGetUUID(handle)))
         # The first version of the call: from driver 615 on the second one reports the caller's cgroup limit as total.
-        memory = _optional(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        memory = _optional(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
         mig = _optional(lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
         gpu = Gpu(
             uuid=uuid,
             index=index,
             name=_str(nvml.nvmlDeviceGetName(handle)),
-            memory_bytes=memory or 0,
+            memory_bytes=memory.total if memory else 0,
             minor=_optional(lambda: nvml.nvmlDeviceGetMinorNumber(handle)),
-            fault=_MIG if mig else None if memory else _NO_MEMORY,
+            fault=_MIG if mig else None if memory and memory.total else _NO_MEMORY,
         )
+        sample = Sample(at, memory.used if memory else None, _pids(nvml, handle))
     except Exception as error:
         return _Reading(index, uuid=uuid, error=error)
-    return _Reading(index, gpu, uuid)
+    return _Reading(index, gpu, uuid, sample=sample)
 
 
-def _optional(call: Callable[[], int]) -> int | None:
+def _pids(nvml: Any, handle: Any) -> tuple[int, ...] | None:
+    """The compute processes of a card, clients of MPS included; None where the driver does not tell.
+
+    Raises only what says that the card itself is lost.
+    """
+    try:
+        found = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        mps = getattr(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", None)
+        found += (_optional(lambda: mps(handle)) if mps else None) or ()
+    except Exception as error:
+        if _code(error) in (_LOST_CARD, _RESET_REQUIRED):
+            raise
+        return None
+    return tuple(sorted({process.pid for process in found}))
+
+
+def _optional(call: Callable[[], Any]) -> Any:
     """What the call gives, or None where this card or this driver does not have it."""
     try:
         return call()
@@ -372,7 +438,8 @@ def _inventory(readings: Iterable[_Reading], known: Mapping[GpuUuid, Gpu]) -> In
     for gpu in missing:
         gpus.append(replace(gpu, fault=_GONE))
         notes.append(f"card {gpu.uuid} was there before and is not listed any more; look at `dmesg | grep -i xid`")
-    return Inventory(tuple(gpus), detail="\n".join(notes))
+    samples = {each.gpu.uuid: each.sample for each in readings if each.gpu and each.sample}
+    return Inventory(tuple(gpus), detail="\n".join(notes), samples=samples)
 
 
 def _take(missing: list[Gpu], index: int) -> Gpu | None:

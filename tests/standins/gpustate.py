@@ -14,6 +14,7 @@ The format is one fact per line, fields separated by tabs, `-` for "this card do
     hook_error  unknown error           the hook fails with this text (no such line: it works)
     card        uuid=GPU-...  name=...  memory=...  minor=0  pci=00000000:01:00.0  used=0 ...  lost=0
     process     uuid=GPU-...  kind=compute  pid=4711  memory=1048576
+    xid         uuid=GPU-...  serial=1  number=79    each listener is told once, of those after it has registered
 
 Cards stand in NVML's index order, which is that of the PCI bus.
 """
@@ -105,6 +106,7 @@ class GpuState:
     delay_ms: int = 0
     hook: str = "on"
     hook_error: str = ""
+    xids: tuple[tuple[str, int], ...] = ()
     comment: str = field(default="written by tests.standins.gpustate", compare=False)
 
     def text(self) -> str:
@@ -121,6 +123,8 @@ class GpuState:
             lines.append(f"hook_error\t{self.hook_error}")
         for card in sorted(self.cards, key=lambda card: card.pci):
             lines += card.lines()
+        for serial, (uuid, number) in enumerate(self.xids, 1):
+            lines.append(f"xid\tuuid={uuid}\tserial={serial}\tnumber={number}")
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:
@@ -131,6 +135,10 @@ class GpuState:
         temporary = Path(name)
         temporary.chmod(0o644)
         temporary.replace(path)
+
+    def with_xid(self, uuid: str, number: int) -> GpuState:
+        """This state after one more XID on a card."""
+        return replace(self, xids=(*self.xids, (uuid, number)))
 
     def with_card(self, uuid: str, **changes: object) -> GpuState:
         """This state with one card changed, as in `with_card(uuid, lost=True)`; KeyError without such a card."""

@@ -20,7 +20,7 @@ import pytest
 
 from gpuspawner.nvml import NvmlOff
 from tests.standins import gpustate
-from tests.standins.gpustate import DEFAULT_CARDS, GpuState, build_nvml, nvml_environment
+from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, build_nvml, nvml_environment
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = (card.uuid for card in DEFAULT_CARDS)
@@ -67,6 +67,8 @@ def report(found, started):
         "seconds": time.monotonic() - started,
         "threads": sum(thread.name == "nvml" for thread in threading.enumerate()),
         "calls": calls,
+        "samples": {uuid: [sample.used_bytes, sample.pids] for uuid, sample in found[0].samples.items()},
+        "xids": [[xid.uuid, xid.number] for xid in source.take_xids()],
     }), flush=True)
 
 for line in sys.stdin:
@@ -105,6 +107,8 @@ class Seen:
     seconds: float
     threads: int
     calls: list[str]
+    samples: dict[str, list[Any]]
+    xids: list[list[Any]]
 
     @property
     def faults(self) -> dict[str, str | None]:
@@ -466,3 +470,69 @@ def test_every_reason_has_words_for_both(reason: NvmlOff) -> None:
     assert reason.text.ko.startswith("지금은 이 서버의 GPU를 사용할 수 없습니다. ")
     assert reason.text.en != reason.text.ko
     assert len(reason.advice) > 20
+
+
+# What cards do
+
+
+def test_memory_and_compute_processes_are_sampled(machine: Machine) -> None:
+    """Compute and MPS processes by their pids; what draws on a screen is not one of them."""
+    processes = (Process(41), Process(43, kind="mps"), Process(42, kind="graphics"))
+    GpuState().with_card(FIRST, used=3 * 2**30, processes=processes).write(machine.state)
+    with machine.hub() as hub:
+        seen = hub.look()
+    assert seen.samples == {FIRST: [3 * 2**30, [41, 43]], SECOND: [0, []]}
+
+
+def test_a_driver_that_tells_no_processes_leaves_them_unknown(machine: Machine) -> None:
+    """Unknown is not "none", and the card itself is well."""
+    before = """
+import pynvml
+def refuse(handle):
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+pynvml.nvmlDeviceGetComputeRunningProcesses = refuse
+"""
+    with machine.hub(before=before) as hub:
+        seen = hub.look()
+    assert seen.samples == {FIRST: [0, None], SECOND: [0, None]}
+    assert seen.faults == {FIRST: None, SECOND: None}
+
+
+def test_a_lost_card_has_no_sample(machine: Machine) -> None:
+    """What it last did is not what it does now."""
+    with machine.hub() as hub:
+        assert set(hub.look().samples) == {FIRST, SECOND}
+        GpuState().with_card(FIRST, lost=True).write(machine.state)
+        assert set(hub.look().samples) == {SECOND}
+
+
+def test_an_xid_is_told_once_and_with_its_card(machine: Machine) -> None:
+    """Those between two looks are kept by the driver; those before the first look are not ours."""
+    state = GpuState().with_xid(FIRST, 13)
+    state.write(machine.state)
+    with machine.hub() as hub:
+        assert hub.look().xids == []
+        state.with_xid(SECOND, 79).with_xid(FIRST, 31).write(machine.state)
+        assert hub.look().xids == [[SECOND, 79], [FIRST, 31]]
+        assert hub.look().xids == []
+
+
+def test_a_driver_without_events_is_no_trouble(machine: Machine) -> None:
+    """Then no XID is known, and the cards are what they are."""
+    with machine.hub(before="import pynvml; del pynvml.nvmlEventSetCreate") as hub:
+        hub.look()
+        GpuState().with_xid(FIRST, 79).write(machine.state)
+        seen = hub.look()
+    assert (seen.gpus, seen.xids, seen.trouble) == (TWO_CARDS, [], None)
+
+
+def test_the_other_cards_are_listened_to_again_when_a_lost_one_is_back(machine: Machine) -> None:
+    """A lost card ends the session, and the listening with it; the next whole one begins it anew."""
+    with machine.hub() as hub:
+        hub.look()
+        GpuState().with_card(FIRST, lost=True).write(machine.state)
+        hub.look()
+        GpuState().write(machine.state)
+        assert hub.look().faults == {FIRST: None, SECOND: None}
+        GpuState().with_xid(SECOND, 79).write(machine.state)
+        assert hub.look().xids == [[SECOND, 79]]
