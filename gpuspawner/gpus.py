@@ -19,13 +19,15 @@ GpuUuid = NewType("GpuUuid", str)
 class Sample:
     """What a card does at one moment; None is "the driver does not say", which is neither good nor bad.
 
-    `at` is the second of the monotonic clock at which the look began. `pids` are those of compute processes, as the
-    host counts them; what only draws on a screen is not among them.
+    `at` is the second of the monotonic clock at which the look began. `pids` are those of compute processes, clients
+    of MPS included, as the host counts them. `draws` tells whether a process draws on a screen with this card: what it
+    holds comes and goes with windows, and nobody of ours has it.
     """
 
     at: float
     used_bytes: int | None = None
     pids: tuple[int, ...] | None = None
+    draws: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Gpu:
     """One card.
 
     `memory_bytes` is NVML's total. `minor` is the number in `/dev/nvidia<minor>`, None where the driver does not say
-    (WSL2). `fault` is a sentence when the card must not be leased.
+    (WSL2). `fault` is a sentence when the card must not be leased; `drained` when that is what an admin wants.
     """
 
     uuid: GpuUuid
@@ -50,6 +52,7 @@ class Gpu:
     memory_bytes: int
     minor: int | None = None
     fault: Text | None = None
+    drained: bool = False
 
     def matches(self, model: str | None) -> bool:
         """Whether the card's name holds `model`, ignoring case and spaces: "RTX 4090" and "rtx4090" alike."""
@@ -85,8 +88,11 @@ class GpuSource(Protocol):
 
 
 @runtime_checkable
-class XidSource(Protocol):
-    """A source that the driver tells of XIDs."""
+class DriverSource(GpuSource, Protocol):
+    """A source with a driver behind it, which tells more than what cards there are."""
+
+    async def look_anew(self) -> Inventory:
+        """As `inventory`, but what was seen before this call is not good enough. Never raises."""
 
     def take_xids(self) -> tuple[Xid, ...]:
         """Those that came since the last call; whoever takes them has to keep them."""

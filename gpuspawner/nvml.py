@@ -11,99 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
+from gpuspawner.nvml_off import NvmlOff
 from gpuspawner.texts import Text
-
-
-class NvmlOff(str, Enum):
-    """Why NVML tells nothing about any card."""
-
-    LIBRARY_MISSING = "library-missing"
-    DRIVER_NOT_LOADED = "driver-not-loaded"
-    VERSION_MISMATCH = "version-mismatch"
-    NO_PERMISSION = "no-permission"
-    TOO_SLOW = "too-slow"
-    WRONG_PACKAGE = "wrong-package"
-    OTHER = "other"
-
-    @property
-    def text(self) -> Text:
-        """The sentence for a student."""
-        return _TEXTS[self]
-
-    @property
-    def advice(self) -> str:
-        """What an admin does about it, for the log and for the doctor."""
-        return _ADVICE[self]
-
-
-def _ask_the_admin(en: str, ko: str) -> Text:
-    return Text(
-        f"The GPUs of this server cannot be used now: {en}. Choose a profile without a GPU, or ask the admin.",
-        f"지금은 이 서버의 GPU를 사용할 수 없습니다. {ko}. GPU가 없는 프로필을 선택하거나 관리자에게 문의하세요.",
-    )
-
-
-_TEXTS = {
-    NvmlOff.LIBRARY_MISSING: _ask_the_admin(
-        "NVIDIA's driver is not installed", "NVIDIA 드라이버가 설치되어 있지 않습니다"
-    ),
-    NvmlOff.DRIVER_NOT_LOADED: _ask_the_admin("NVIDIA's driver is not running", "NVIDIA 드라이버가 실행 중이 아닙니다"),
-    NvmlOff.VERSION_MISMATCH: _ask_the_admin(
-        "NVIDIA's driver was updated and the server has to be restarted",
-        "NVIDIA 드라이버가 업데이트되어 서버를 다시 시작해야 합니다",
-    ),
-    NvmlOff.NO_PERMISSION: _ask_the_admin(
-        "the Hub may not speak to NVIDIA's driver", "허브에 NVIDIA 드라이버 접근 권한이 없습니다"
-    ),
-    NvmlOff.TOO_SLOW: _ask_the_admin("the driver does not answer", "드라이버가 응답하지 않습니다"),
-    NvmlOff.WRONG_PACKAGE: _ask_the_admin(
-        "the Hub's software is not installed correctly", "허브 소프트웨어가 올바르게 설치되지 않았습니다"
-    ),
-    NvmlOff.OTHER: _ask_the_admin("the driver reports an error", "드라이버에 오류가 있습니다"),
-}
-
-_ADVICE = {
-    NvmlOff.LIBRARY_MISSING: (
-        "libnvidia-ml.so.1 is not found: install NVIDIA's driver (Debian: nvidia-driver, Ubuntu: ubuntu-drivers "
-        "install). A Hub in a container needs NVIDIA's runtime with NVIDIA_DRIVER_CAPABILITIES=utility. "
-        "The Hub need not be restarted"
-    ),
-    NvmlOff.DRIVER_NOT_LOADED: (
-        "the kernel module is not loaded: try `modprobe nvidia`; after a kernel update look at `dkms status`, with "
-        "secure boot at `dmesg | grep -i nvidia`"
-    ),
-    NvmlOff.VERSION_MISMATCH: (
-        "kernel module and libnvidia-ml are of different versions: the driver was upgraded without a reboot. Reboot, "
-        "or reload the nvidia modules while no container uses them and restart the Hub"
-    ),
-    NvmlOff.NO_PERMISSION: (
-        "the Hub's user may not open the driver's devices: look at `ls -l /dev/nvidia*`, and give a Hub in a "
-        "container the devices"
-    ),
-    NvmlOff.TOO_SLOW: (
-        "a call to NVML is overdue. A card may have fallen off the bus: look at `dmesg | grep -i xid`; nvidia-smi "
-        "hangs as well then, and a reboot helps. Where the first call after a pause is slow: `nvidia-smi -pm 1`"
-    ),
-    NvmlOff.WRONG_PACKAGE: (
-        "the module pynvml must be the one of nvidia-ml-py: run "
-        f"`{sys.executable} -m pip uninstall -y pynvml nvidia-ml-py3` and then "
-        f"`{sys.executable} -m pip install --force-reinstall 'nvidia-ml-py>=12.535,<14'`, and restart the Hub"
-    ),
-    NvmlOff.OTHER: "run `nvidia-smi` on the server: it should say the same",
-}
 
 # NVML's own numbers rather than pynvml's names: they are the ABI, and old modules lack some of the names.
 _NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _LOST_CARD, _RESET_REQUIRED = 3, 13, 15, 16
@@ -181,6 +102,12 @@ class Nvml:
         answer = await self._answer()
         self._off = answer.off
         return answer.inventory
+
+    async def look_anew(self) -> Inventory:
+        """As `inventory`, without an answer from before this call, unless the driver is still busy with that one."""
+        if self._look is not None and self._look.future.done():
+            self._look = None
+        return await self.inventory()
 
     def take_xids(self) -> tuple[Xid, ...]:
         """The XIDs that looks have met since the last call. Between looks of one session the driver keeps them."""
@@ -277,7 +204,7 @@ class _Worker:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._nvml: Any = None
         self._events: Any = None
-        self._heard: set[GpuUuid] = set()
+        self._heard: dict[int | None, GpuUuid] = {}
         # A daemon, unlike an executor's threads: a call that hangs must not keep the process from ending.
         Thread(target=self._run, name="nvml", daemon=True).start()
 
@@ -307,19 +234,20 @@ class _Worker:
         with contextlib.suppress(Exception):
             while self._events is not None and len(found) < _MOST_EVENTS:
                 event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
-                if event.eventType == _XID_EVENT:
-                    uuid = _str(self._nvml.nvmlDeviceGetUUID(event.device))
-                    found.append(Xid(GpuUuid(uuid), int(event.eventData)))
+                # A card that has just fallen off the bus does not tell its UUID any more.
+                uuid = self._heard.get(_address(event.device))
+                if event.eventType == _XID_EVENT and uuid is not None:
+                    found.append(Xid(uuid, int(event.eventData)))
         return found
 
     def _listen(self, reading: _Reading) -> _Reading:
         """From now on the driver keeps the XIDs of this card for `xids`."""
-        if reading.gpu is not None and reading.gpu.uuid not in self._heard:
-            self._heard.add(reading.gpu.uuid)
+        if reading.gpu is not None and reading.gpu.uuid not in self._heard.values():
             with contextlib.suppress(Exception):
                 if self._events is None:
                     self._events = self._nvml.nvmlEventSetCreate()
                 handle = self._nvml.nvmlDeviceGetHandleByIndex(reading.index)
+                self._heard[_address(handle)] = reading.gpu.uuid
                 self._nvml.nvmlDeviceRegisterEvents(handle, _XID_EVENT, self._events)
         return reading
 
@@ -386,26 +314,39 @@ def _read_card(nvml: Any, index: int) -> _Reading:
             minor=_optional(lambda: nvml.nvmlDeviceGetMinorNumber(handle)),
             fault=_MIG if mig else None if memory and memory.total else _NO_MEMORY,
         )
-        sample = Sample(at, memory.used if memory else None, _pids(nvml, handle))
+        sample = Sample(at, memory.used if memory else None, _pids(nvml, handle), _draws(nvml, handle))
     except Exception as error:
         return _Reading(index, uuid=uuid, error=error)
     return _Reading(index, gpu, uuid, sample=sample)
 
 
 def _pids(nvml: Any, handle: Any) -> tuple[int, ...] | None:
-    """The compute processes of a card, clients of MPS included; None where the driver does not tell.
+    """The compute processes of a card, clients of MPS included; None where the driver does not tell."""
+    compute = _processes(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    if compute is None:
+        return None
+    mps = _processes(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or []
+    return tuple(sorted({process.pid for process in compute + mps}))
 
-    Raises only what says that the card itself is lost.
-    """
+
+def _draws(nvml: Any, handle: Any) -> bool | None:
+    drawing = _processes(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle)
+    return None if drawing is None else bool(drawing)
+
+
+def _processes(nvml: Any, call: str, handle: Any) -> list[Any] | None:
+    """None where they cannot be known. Raises only what says that the card itself is lost."""
     try:
-        found = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        mps = getattr(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", None)
-        found += (_optional(lambda: mps(handle)) if mps else None) or ()
+        return list(getattr(nvml, call)(handle))
     except Exception as error:
         if _code(error) in (_LOST_CARD, _RESET_REQUIRED):
             raise
         return None
-    return tuple(sorted({process.pid for process in found}))
+
+
+def _address(handle: Any) -> int | None:
+    """What tells the handles of two cards apart; the driver gives one card the same each time."""
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def _optional(call: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ The format is one fact per line, fields separated by tabs, `-` for "this card do
     delay_ms    0                       every NVML call takes that long
     hook        on                      on; ignore: the hook succeeds and attaches nothing
     hook_error  unknown error           the hook fails with this text (no such line: it works)
-    card        uuid=GPU-...  name=...  memory=...  minor=0  pci=00000000:01:00.0  used=0 ...  lost=0
+    card        uuid=GPU-...  name=...  memory=...  minor=0  pci=00000000:01:00.0  used=0 ...  lost=0  reset=0
     process     uuid=GPU-...  kind=compute  pid=4711  memory=1048576
     xid         uuid=GPU-...  serial=1  number=79    each listener is told once, of those after it has registered
 
@@ -47,7 +47,10 @@ class Process:
 
 @dataclass(frozen=True)
 class Card:
-    """One card as NVML tells of it: bytes, percent, degrees Celsius, milliwatts; None is "not supported"."""
+    """One card as NVML tells of it: bytes, percent, degrees Celsius, milliwatts; None is "not supported".
+
+    `lost` and `reset` are what its calls answer instead: "GPU is lost", "GPU requires reset".
+    """
 
     uuid: str
     minor: int
@@ -62,6 +65,7 @@ class Card:
     power: int | None = 21_000
     power_limit: int | None = 450_000
     lost: bool = False
+    reset: bool = False
     processes: tuple[Process, ...] = ()
 
     def lines(self) -> list[str]:
@@ -80,6 +84,7 @@ class Card:
             "power": _number(self.power),
             "power_limit": _number(self.power_limit),
             "lost": str(int(self.lost)),
+            "reset": str(int(self.reset)),
         }
         card = "\t".join(["card", *(f"{key}={value}" for key, value in facts.items())])
         processes = [

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.nvml import NvmlOff
+from gpuspawner.nvml_off import NvmlOff
 from tests.standins import gpustate
 from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, build_nvml, nvml_environment
 
@@ -46,6 +46,9 @@ exec(sys.argv[2])
 async def look(callers):
     return await asyncio.gather(*(source.inventory() for _ in range(callers)))
 
+async def anew(callers):
+    return [await source.look_anew()]
+
 async def give_up(callers):
     hasty, patient = (asyncio.create_task(source.inventory()) for _ in range(2))
     await asyncio.sleep(0.05)
@@ -67,7 +70,7 @@ def report(found, started):
         "seconds": time.monotonic() - started,
         "threads": sum(thread.name == "nvml" for thread in threading.enumerate()),
         "calls": calls,
-        "samples": {uuid: [sample.used_bytes, sample.pids] for uuid, sample in found[0].samples.items()},
+        "samples": {uuid: [sample.used_bytes, sample.pids, sample.draws] for uuid, sample in found[0].samples.items()},
         "xids": [[xid.uuid, xid.number] for xid in source.take_xids()],
     }), flush=True)
 
@@ -80,7 +83,7 @@ for line in sys.stdin:
         continue
     if command == "shutdown":
         sys.modules["pynvml"].nvmlShutdown()
-    ask = give_up if command == "give_up" else look
+    ask = {"give_up": give_up, "anew": anew}.get(command, look)
     report(asyncio.run(ask(int(callers))), started)
     if command == "fork":
         os._exit(0)
@@ -476,12 +479,12 @@ def test_every_reason_has_words_for_both(reason: NvmlOff) -> None:
 
 
 def test_memory_and_compute_processes_are_sampled(machine: Machine) -> None:
-    """Compute and MPS processes by their pids; what draws on a screen is not one of them."""
+    """Compute and MPS processes by their pids; that something draws on a screen is told apart from them."""
     processes = (Process(41), Process(43, kind="mps"), Process(42, kind="graphics"))
     GpuState().with_card(FIRST, used=3 * 2**30, processes=processes).write(machine.state)
     with machine.hub() as hub:
         seen = hub.look()
-    assert seen.samples == {FIRST: [3 * 2**30, [41, 43]], SECOND: [0, []]}
+    assert seen.samples == {FIRST: [3 * 2**30, [41, 43], True], SECOND: [0, [], False]}
 
 
 def test_a_driver_that_tells_no_processes_leaves_them_unknown(machine: Machine) -> None:
@@ -494,7 +497,7 @@ pynvml.nvmlDeviceGetComputeRunningProcesses = refuse
 """
     with machine.hub(before=before) as hub:
         seen = hub.look()
-    assert seen.samples == {FIRST: [0, None], SECOND: [0, None]}
+    assert seen.samples == {FIRST: [0, None, False], SECOND: [0, None, False]}
     assert seen.faults == {FIRST: None, SECOND: None}
 
 
@@ -524,6 +527,33 @@ def test_a_driver_without_events_is_no_trouble(machine: Machine) -> None:
         GpuState().with_xid(FIRST, 79).write(machine.state)
         seen = hub.look()
     assert (seen.gpus, seen.xids, seen.trouble) == (TWO_CARDS, [], None)
+
+
+def test_the_xid_of_a_card_that_falls_off_the_bus_with_it_is_told(machine: Machine) -> None:
+    """Fault 29: XID 79 comes from a card that cannot even tell its UUID any more."""
+    with machine.hub() as hub:
+        hub.look()
+        GpuState().with_xid(FIRST, 79).with_card(FIRST, lost=True).write(machine.state)
+        seen = hub.look()
+    assert seen.xids == [[FIRST, 79]]
+    assert seen.faults[FIRST] is not None
+
+
+def test_a_card_that_the_driver_wants_reset_says_so(machine: Machine) -> None:
+    """Fault 27: the other one is well."""
+    GpuState().with_card(FIRST, reset=True).write(machine.state)
+    with machine.hub() as hub:
+        seen = hub.look()
+    assert ["to be reset" in (gpu["fault"] or "") for gpu in seen.gpus] == [True, False]
+
+
+def test_a_look_anew_is_not_answered_from_memory(machine: Machine) -> None:
+    """What was seen a moment ago may be from before a server ended."""
+    with machine.hub(cache_seconds=60.0) as hub:
+        hub.look()
+        GpuState().with_card(FIRST, used=2**30).write(machine.state)
+        assert hub.look().samples[FIRST][0] == 0
+        assert hub.look(command="anew").samples[FIRST][0] == 2**30
 
 
 def test_the_other_cards_are_listened_to_again_when_a_lost_one_is_back(machine: Machine) -> None:

@@ -34,7 +34,7 @@ typedef struct { char uuid[96]; } Handle; /* what an nvmlDevice_t points to: a n
 typedef struct {
     char uuid[96], name[96], pci[32];
     u64 memory, used, reserved, minor, utilisation, memory_utilisation, temperature, power, power_limit;
-    int lost;
+    int lost, reset;
 } Card;
 
 typedef struct { char uuid[96], kind; unsigned pid; u64 memory; } Process;
@@ -93,6 +93,7 @@ static void read_card(State *state, char *fields) {
         else if (!strcmp(field, "power")) card->power = number(value);
         else if (!strcmp(field, "power_limit")) card->power_limit = number(value);
         else if (!strcmp(field, "lost")) card->lost = atoi(value);
+        else if (!strcmp(field, "reset")) card->reset = atoi(value);
     }
 }
 
@@ -173,7 +174,7 @@ static int begin_card(State *state, const Handle *handle, Card **card) {
     for (int i = 0; i < state->cards; i++) {
         if (strcmp(state->card[i].uuid, handle->uuid)) continue;
         *card = &state->card[i];
-        return (*card)->lost ? GPU_IS_LOST : SUCCESS;
+        return (*card)->lost ? GPU_IS_LOST : (*card)->reset ? RESET_REQUIRED : SUCCESS;
     }
     return GPU_IS_LOST; /* it was there when the handle was given out, and its line is gone since */
 }
