@@ -132,7 +132,10 @@ class CardsFile:
         folder = self.path.parent
         match error:
             case FileNotFoundError() | NotADirectoryError():
-                return RecordError(f"There is no folder {folder}. Name the Hub's data folder.")
+                return RecordError(
+                    f"There is no folder {folder}. Name the Hub's data folder by --state or GPUSPAWNER_STATE (in the "
+                    "Hub's configuration: c.GPUSpawner.state_path)."
+                )
             case PermissionError():
                 return RecordError(f"You may not write in {folder}. Use sudo, or be the user that the Hub runs as.")
             case _:
