@@ -122,6 +122,11 @@ class CardsFile:
             os.close(folder)
 
     def _unreadable(self, error: Exception) -> RecordError:
+        if isinstance(error, PermissionError):
+            return RecordError(
+                f"{self.path}, which says what cards are drained, is not for you to read. Use sudo, or be the user "
+                "that the Hub runs as."
+            )
         said = error.strerror if isinstance(error, OSError) else repr(error)
         return RecordError(
             f"{self.path}, which says what cards are drained, cannot be read ({said}). Mend it, or move it away and "

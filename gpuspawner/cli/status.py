@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,14 +54,12 @@ def command(
     no Hub is needed. GPUSPAWNER_FAKE_GPUS counts simulated cards, as for the Hub.
 
     Exit status: 0 all well, 1 something has to be looked after (a card is out of order or gone, a lease cannot be
-    read), 2 nothing could be told.
+    read, nor what is drained), 2 nothing could be told.
     """
     try:
         gpus = cards_of(os.environ)
-        status = asyncio.run(look(gpus, CardsFile(state).read()))
-    except RecordError as error:
-        typer.echo(f"gpuspawner status: {error}", err=True)
-        raise typer.Exit(2) from None
+        record = _remembered(state)
+        status = asyncio.run(look(gpus, record or Record()))
     except (Refused, ValueError) as error:
         typer.echo(f"gpuspawner status: {_sentence(error)}", err=True)
         raise typer.Exit(2) from None
@@ -68,7 +67,16 @@ def command(
         print(json.dumps(as_json(status), indent=2, ensure_ascii=False))
     else:
         show(status, Console(highlight=False))
-    raise typer.Exit(1 if status.wrong else 0)
+    raise typer.Exit(1 if status.wrong or record is None else 0)
+
+
+def _remembered(folder: Path) -> Record | None:
+    """What is drained and sick; None, and a sentence, where it cannot be read: all the rest can still be told."""
+    try:
+        return CardsFile(folder).read()
+    except RecordError as error:
+        typer.echo(f"gpuspawner status: {error}", err=True)
+        return None
 
 
 def cards_of(environ: Mapping[str, str]) -> GpuSource:
@@ -81,7 +89,7 @@ def cards_of(environ: Mapping[str, str]) -> GpuSource:
     return FakeGPUs(spec) if spec else Nvml()
 
 
-async def look(gpus: GpuSource, record: Record | None = None) -> Status:
+async def look(gpus: GpuSource, record: Record) -> Status:
     """Ask the driver, then the engine: a server that starts in between is nobody from outside.
 
     Raises:
@@ -95,7 +103,7 @@ async def look(gpus: GpuSource, record: Record | None = None) -> Status:
         engine.close()
     leased = frozenset(card.uuid for container in containers for card in container.cards)
     state = quarantine.watch({}, seen, leased=leased, now=0.0)
-    faults = quarantine.faults(seen, record or Record(), state, now=0.0, grace_seconds=0.0)
+    faults = quarantine.faults(seen, record, state, now=0.0, grace_seconds=0.0)
     inventory = quarantine.apply(seen, faults)
     return report(containers, inventory, images, at=datetime.now(timezone.utc), viewer=ADMIN)
 

@@ -210,6 +210,17 @@ def test_no_right_to_write_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         CardsFile(tmp_path).change(drain(A))
 
 
+def test_no_right_to_read_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data folder is for the Hub's user: whoever else asks is told who may."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(RecordError, match=r"is not for you to read\. Use sudo, or be the user that the Hub runs as"):
+        CardsFile(tmp_path).read()
+
+
 def test_the_file_can_be_read_by_a_person(tmp_path: Path) -> None:
     """It is JSON with who, when and why."""
     CardsFile(tmp_path).change(lambda record: drain(A)(record).strike(B, Struck(AT, 79)))

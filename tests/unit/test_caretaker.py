@@ -30,7 +30,7 @@ from gpuspawner.profiles import GpuRequest
 from gpuspawner.quarantine import Drained
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
-from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, build_nvml, nvml_environment
+from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, nvml_environment
 
 ROOT = Path(__file__).parents[2]
 A, B = GpuUuid("GPU-aaaa"), GpuUuid("GPU-bbbb")
@@ -471,17 +471,6 @@ class Machine:
                 yield Hub(process)
             finally:
                 process.kill()
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in library, compiled once."""
-    try:
-        return build_nvml(tmp_path_factory.mktemp("nvml"))
-    except RuntimeError as error:
-        if "needs a C compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture

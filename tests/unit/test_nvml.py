@@ -20,7 +20,7 @@ import pytest
 
 from gpuspawner.nvml_off import NvmlOff
 from tests.standins import gpustate
-from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, build_nvml, nvml_environment
+from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, nvml_environment
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = (card.uuid for card in DEFAULT_CARDS)
@@ -166,17 +166,6 @@ class Machine:
                 assert process.wait(UNTIL_SECONDS) == 0
             finally:
                 process.kill()
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in library, compiled once."""
-    try:
-        return build_nvml(tmp_path_factory.mktemp("nvml"))
-    except RuntimeError as error:
-        if "needs a C compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture
