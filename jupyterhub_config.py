@@ -26,7 +26,7 @@ c = get_config()
 ADDRESS = os.environ.get("GPUSPAWNER_ADDRESS", "127.0.0.1")
 PORT = int(os.environ.get("GPUSPAWNER_PORT", "8000"))
 
-# Accounts, cookie secret and logs. Losing it loses the accounts, not the homes: those are Docker volumes.
+# Accounts, cookie secret, logs and drained cards. Losing it loses the accounts, not the homes: those are volumes.
 STATE = Path(os.environ.get("GPUSPAWNER_STATE", "state")).resolve()
 
 # These accounts are admins. The first is made at the first start, with a generated password in STATE/admin-password.
@@ -106,6 +106,7 @@ c.GPUSpawner.network_name = NETWORK
 c.GPUSpawner.use_internal_ip = True
 c.GPUSpawner.home_path_template = HOMES
 c.GPUSpawner.default_url = "/lab"
+c.GPUSpawner.state_path = str(STATE)
 if FAKE_GPUS:
     c.GPUSpawner.gpus = gpuspawner.FakeGPUs(FAKE_GPUS)
     # On every page of the Hub, so that nobody takes the numbers for real.

@@ -7,6 +7,7 @@
     ├── LabelError           labels of a container that cannot be read as a lease
     ├── RecipeError          a folder of images/ cannot be read as an image
     ├── BuildError           an image could not be built
+    ├── RecordError          what is remembered of the cards cannot be read or written
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
@@ -76,6 +77,10 @@ class RecipeError(GPUSpawnerError):
 
 class BuildError(GPUSpawnerError):
     """An image cannot be built, checked or moved: a sentence for the admin with the reason and what to do now."""
+
+
+class RecordError(GPUSpawnerError):
+    """The file of drained and sick cards cannot be read or written: a sentence for the admin with what to do now."""
 
 
 class Refused(GPUSpawnerError):

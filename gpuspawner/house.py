@@ -12,7 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from pathlib import Path
 
+from gpuspawner.caretaker import DRAIN_GRACE_SECONDS, Caretaker
 from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine, watch_leases
 from gpuspawner.dockerd.translate import build_command
@@ -74,7 +76,11 @@ class Meanings:
 
 @dataclass
 class House:
-    """One for each Hub process; `hub` is the prefix of its containers' names."""
+    """One for each Hub process; `hub` is the prefix of its containers' names.
+
+    `gpus` are the cards that there are, `caretaker` tells which of them may be leased. `state` is the folder where it
+    keeps what has to outlast the process; None: nothing does.
+    """
 
     hub: str
     catalogue: Catalogue
@@ -83,6 +89,9 @@ class House:
     policy: Policy
     queue_timeout: int = 0
     max_overtakes: int = 3
+    state: Path | None = None
+    drain_grace_seconds: float = DRAIN_GRACE_SECONDS
+    caretaker: Caretaker = field(init=False)
     ledger: Ledger = field(init=False)
     meanings: Meanings = field(init=False)
     undoing: dict[Owner, asyncio.Task[None]] = field(default_factory=dict)
@@ -93,7 +102,11 @@ class House:
     _watching: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.engine.holdings, self.gpus.inventory, self.policy, max_overtakes=self.max_overtakes)
+        self.caretaker = Caretaker(self.gpus, self.engine.holdings, self.state, grace_seconds=self.drain_grace_seconds)
+        self.ledger = Ledger(
+            self.caretaker.holdings, self.caretaker.inventory, self.policy, max_overtakes=self.max_overtakes
+        )
+        self.caretaker.promises = self.ledger
         self.meanings = Meanings(self.engine.image_facts)
 
     def keep_undoing(self, owner: Owner, task: asyncio.Task[None]) -> None:
@@ -176,7 +189,8 @@ class House:
         return False
 
     def open(self) -> None:
-        """Once per process: from now on clear away what was created and will never be started, and follow the engine.
+        """Once per process: from now on clear away what was created and will never be started, follow the engine,
+        and watch the cards.
 
         Whoever waits in the line gets a card when the engine tells that a container has ended, not at the next tick.
         """
@@ -195,6 +209,8 @@ class House:
         while True:
             try:
                 await self.remove_abandoned()
+                # The driver tells an XID to those that are there to hear it, and the log should say it without a guest.
+                await self.ledger.standing()
                 await asyncio.sleep(RECONCILE_SECONDS)
             except Refused as error:
                 LOG.warning("Old containers cannot be looked at yet: %s", error.detail or error)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from gpuspawner.errors import QueueTimedOut, Reason, Refused
-from gpuspawner.gpus import Inventory
+from gpuspawner.gpus import GpuUuid, Inventory
 from gpuspawner.leases import CardShare, Held, Holdings, Owner
 from gpuspawner.placement import Occupancy, Policy, others_wait, place
 from gpuspawner.profiles import GpuRequest
@@ -112,6 +112,7 @@ class Ledger:
         self._looks: set[int] = set()
         self._in_flight: dict[str, Held] = {}
         self._settled: dict[str, tuple[int, Held]] = {}
+        self._given: set[GpuUuid] = set()
         self._line: dict[str, Place] = {}
         self._moving: asyncio.Task[None] | None = None
         self._nudged = asyncio.Event()
@@ -186,6 +187,17 @@ class Ledger:
         with self._lock:
             return frozenset(self._in_flight)
 
+    def promised(self) -> frozenset[GpuUuid]:
+        """The cards of which something is promised to a start whose container may not be seen yet."""
+        with self._lock:
+            return frozenset(card.uuid for held in self._in_flight.values() for card in held.cards)
+
+    def take_given(self) -> frozenset[GpuUuid]:
+        """The cards of which something was promised since the last call, whatever has become of it."""
+        with self._lock:
+            given, self._given = frozenset(self._given), set()
+            return given
+
     # --- the line -----------------------------------------------------------------------------------------------------
 
     async def _wait(
@@ -245,6 +257,7 @@ class Ledger:
         for lease_id, cards in decision.grants.items():
             served = places[lease_id]
             self._in_flight[lease_id] = Held(cards, served.claim.owner, served.waiter.ends(scene.now))
+            self._given.update(card.uuid for card in cards)
             self._line.pop(lease_id, None)
             served.granted.set_result(cards)
         if newcomer is not None and newcomer.waiter.id not in decision.grants:

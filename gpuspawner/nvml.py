@@ -1,7 +1,7 @@
 """Adapter: the cards of this machine as NVIDIA's driver tells of them, and the only import of `pynvml`.
 
 `Nvml` answers with an `Inventory` and never raises: what cannot be known becomes a sentence. It knows nothing of
-leases and decides nothing; `placement` leaves out what has a fault.
+leases and decides nothing: it reports faults, samples and XIDs, and `placement` leaves out what has a fault.
 
 NVML calls block, and hang where a card has fallen off the bus. They run on one daemon thread of the process, so that
 neither the event loop nor the end of the process waits for them, and a hanging call never gets a second one on top.
@@ -11,101 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
-import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from gpuspawner.gpus import Gpu, GpuUuid, Inventory
+from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
+from gpuspawner.nvml_off import NvmlOff
 from gpuspawner.texts import Text
 
-
-class NvmlOff(str, Enum):
-    """Why NVML tells nothing about any card."""
-
-    LIBRARY_MISSING = "library-missing"
-    DRIVER_NOT_LOADED = "driver-not-loaded"
-    VERSION_MISMATCH = "version-mismatch"
-    NO_PERMISSION = "no-permission"
-    TOO_SLOW = "too-slow"
-    WRONG_PACKAGE = "wrong-package"
-    OTHER = "other"
-
-    @property
-    def text(self) -> Text:
-        """The sentence for a student."""
-        return _TEXTS[self]
-
-    @property
-    def advice(self) -> str:
-        """What an admin does about it, for the log and for the doctor."""
-        return _ADVICE[self]
-
-
-def _ask_the_admin(en: str, ko: str) -> Text:
-    return Text(
-        f"The GPUs of this server cannot be used now: {en}. Choose a profile without a GPU, or ask the admin.",
-        f"지금은 이 서버의 GPU를 사용할 수 없습니다. {ko}. GPU가 없는 프로필을 선택하거나 관리자에게 문의하세요.",
-    )
-
-
-_TEXTS = {
-    NvmlOff.LIBRARY_MISSING: _ask_the_admin(
-        "NVIDIA's driver is not installed", "NVIDIA 드라이버가 설치되어 있지 않습니다"
-    ),
-    NvmlOff.DRIVER_NOT_LOADED: _ask_the_admin("NVIDIA's driver is not running", "NVIDIA 드라이버가 실행 중이 아닙니다"),
-    NvmlOff.VERSION_MISMATCH: _ask_the_admin(
-        "NVIDIA's driver was updated and the server has to be restarted",
-        "NVIDIA 드라이버가 업데이트되어 서버를 다시 시작해야 합니다",
-    ),
-    NvmlOff.NO_PERMISSION: _ask_the_admin(
-        "the Hub may not speak to NVIDIA's driver", "허브에 NVIDIA 드라이버 접근 권한이 없습니다"
-    ),
-    NvmlOff.TOO_SLOW: _ask_the_admin("the driver does not answer", "드라이버가 응답하지 않습니다"),
-    NvmlOff.WRONG_PACKAGE: _ask_the_admin(
-        "the Hub's software is not installed correctly", "허브 소프트웨어가 올바르게 설치되지 않았습니다"
-    ),
-    NvmlOff.OTHER: _ask_the_admin("the driver reports an error", "드라이버에 오류가 있습니다"),
-}
-
-_ADVICE = {
-    NvmlOff.LIBRARY_MISSING: (
-        "libnvidia-ml.so.1 is not found: install NVIDIA's driver (Debian: nvidia-driver, Ubuntu: ubuntu-drivers "
-        "install). A Hub in a container needs NVIDIA's runtime with NVIDIA_DRIVER_CAPABILITIES=utility. "
-        "The Hub need not be restarted"
-    ),
-    NvmlOff.DRIVER_NOT_LOADED: (
-        "the kernel module is not loaded: try `modprobe nvidia`; after a kernel update look at `dkms status`, with "
-        "secure boot at `dmesg | grep -i nvidia`"
-    ),
-    NvmlOff.VERSION_MISMATCH: (
-        "kernel module and libnvidia-ml are of different versions: the driver was upgraded without a reboot. Reboot, "
-        "or reload the nvidia modules while no container uses them and restart the Hub"
-    ),
-    NvmlOff.NO_PERMISSION: (
-        "the Hub's user may not open the driver's devices: look at `ls -l /dev/nvidia*`, and give a Hub in a "
-        "container the devices"
-    ),
-    NvmlOff.TOO_SLOW: (
-        "a call to NVML is overdue. A card may have fallen off the bus: look at `dmesg | grep -i xid`; nvidia-smi "
-        "hangs as well then, and a reboot helps. Where the first call after a pause is slow: `nvidia-smi -pm 1`"
-    ),
-    NvmlOff.WRONG_PACKAGE: (
-        "the module pynvml must be the one of nvidia-ml-py: run "
-        f"`{sys.executable} -m pip uninstall -y pynvml nvidia-ml-py3` and then "
-        f"`{sys.executable} -m pip install --force-reinstall 'nvidia-ml-py>=12.535,<14'`, and restart the Hub"
-    ),
-    NvmlOff.OTHER: "run `nvidia-smi` on the server: it should say the same",
-}
-
 # NVML's own numbers rather than pynvml's names: they are the ABI, and old modules lack some of the names.
-_NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _RESET_REQUIRED = 3, 13, 16
+_NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _LOST_CARD, _RESET_REQUIRED = 3, 13, 15, 16
+_XID_EVENT = 0x8
+_MOST_EVENTS = 256
+"""In one look; the driver keeps the others for the next."""
 _OFF_BY_CODE = {
     4: NvmlOff.NO_PERMISSION,
     9: NvmlOff.DRIVER_NOT_LOADED,
@@ -161,6 +86,7 @@ class Nvml:
         self._look: _Look | None = None
         self._known: dict[GpuUuid, Gpu] = {}
         self._off: NvmlOff | None = None
+        self._xids: deque[Xid] = deque()
 
     def __deepcopy__(self, memo: object) -> Nvml:
         # traitlets copies what is configured into each spawner, and all spawners must see the same cards.
@@ -176,6 +102,20 @@ class Nvml:
         answer = await self._answer()
         self._off = answer.off
         return answer.inventory
+
+    async def look_anew(self) -> Inventory:
+        """As `inventory`, without an answer from before this call, unless the driver is still busy with that one."""
+        if self._look is not None and self._look.future.done():
+            self._look = None
+        return await self.inventory()
+
+    def take_xids(self) -> tuple[Xid, ...]:
+        """The XIDs that looks have met since the last call. Between looks of one session the driver keeps them."""
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._xids.popleft())
+        return tuple(taken)
 
     async def _answer(self) -> _Answer:
         look = self._current_look()
@@ -209,6 +149,7 @@ class Nvml:
         """One look, on the worker's thread. Never raises."""
         try:
             readings = worker.readings()
+            self._xids.extend(worker.xids())
         except _WrongPackage as error:
             return _trouble(NvmlOff.WRONG_PACKAGE, str(error))
         except Exception as error:
@@ -248,6 +189,7 @@ class _Reading:
     gpu: Gpu | None = None
     uuid: GpuUuid | None = None
     error: Exception | None = None
+    sample: Sample | None = None
 
 
 class _WrongPackage(Exception):
@@ -261,6 +203,8 @@ class _Worker:
         self.pid = os.getpid()
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._nvml: Any = None
+        self._events: Any = None
+        self._heard: dict[int | None, GpuUuid] = {}
         # A daemon, unlike an executor's threads: a call that hangs must not keep the process from ending.
         Thread(target=self._run, name="nvml", daemon=True).start()
 
@@ -272,17 +216,50 @@ class _Worker:
         while True:
             fresh = self._open()
             try:
-                return [_read_card(self._nvml, index) for index in range(self._nvml.nvmlDeviceGetCount())]
+                indices = range(self._nvml.nvmlDeviceGetCount())
+                return [self._listen(_read_card(self._nvml, index)) for index in indices]
             except Exception:
                 self.close()
                 # A session may have died with its driver, which can be back by now: only a new one's word counts.
                 if fresh:
                     raise
 
+    def xids(self) -> list[Xid]:
+        """The XIDs since the last call in this session, without waiting; none where the driver does not tell any.
+
+        A thread that waits for them would hold a session of its own, and so keep a lost card from being reset.
+        """
+        found: list[Xid] = []
+        # It ends by NVML's TIMEOUT. Not every card or driver allows events, and the look counts all the same.
+        with contextlib.suppress(Exception):
+            while self._events is not None and len(found) < _MOST_EVENTS:
+                event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
+                # A card that has just fallen off the bus does not tell its UUID any more.
+                uuid = self._heard.get(_address(event.device))
+                if event.eventType == _XID_EVENT and uuid is not None:
+                    found.append(Xid(uuid, int(event.eventData)))
+        return found
+
+    def _listen(self, reading: _Reading) -> _Reading:
+        """From now on the driver keeps the XIDs of this card for `xids`."""
+        if reading.gpu is not None and reading.gpu.uuid not in self._heard.values():
+            with contextlib.suppress(Exception):
+                if self._events is None:
+                    self._events = self._nvml.nvmlEventSetCreate()
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(reading.index)
+                self._heard[_address(handle)] = reading.gpu.uuid
+                self._nvml.nvmlDeviceRegisterEvents(handle, _XID_EVENT, self._events)
+        return reading
+
     def close(self) -> None:
         """End the session, so that the next look initialises NVML anew."""
         nvml, self._nvml = self._nvml, None
+        events, self._events = self._events, None
+        self._heard.clear()
         if nvml is not None:
+            with contextlib.suppress(Exception):
+                if events is not None:
+                    nvml.nvmlEventSetFree(events)
             with contextlib.suppress(Exception):
                 nvml.nvmlShutdown()
 
@@ -322,27 +299,57 @@ def _module() -> Any:
 
 
 def _read_card(nvml: Any, index: int) -> _Reading:
-    uuid = None
+    uuid, at = None, time.monotonic()
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = GpuUuid(_str(nvml.nvmlDeviceGetUUID(handle)))
         # The first version of the call: from driver 615 on the second one reports the caller's cgroup limit as total.
-        memory = _optional(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        memory = _optional(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
         mig = _optional(lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
         gpu = Gpu(
             uuid=uuid,
             index=index,
             name=_str(nvml.nvmlDeviceGetName(handle)),
-            memory_bytes=memory or 0,
+            memory_bytes=memory.total if memory else 0,
             minor=_optional(lambda: nvml.nvmlDeviceGetMinorNumber(handle)),
-            fault=_MIG if mig else None if memory else _NO_MEMORY,
+            fault=_MIG if mig else None if memory and memory.total else _NO_MEMORY,
         )
+        sample = Sample(at, memory.used if memory else None, _pids(nvml, handle), _draws(nvml, handle))
     except Exception as error:
         return _Reading(index, uuid=uuid, error=error)
-    return _Reading(index, gpu, uuid)
+    return _Reading(index, gpu, uuid, sample=sample)
 
 
-def _optional(call: Callable[[], int]) -> int | None:
+def _pids(nvml: Any, handle: Any) -> tuple[int, ...] | None:
+    """The compute processes of a card, clients of MPS included; None where the driver does not tell."""
+    compute = _processes(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    if compute is None:
+        return None
+    mps = _processes(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or []
+    return tuple(sorted({process.pid for process in compute + mps}))
+
+
+def _draws(nvml: Any, handle: Any) -> bool | None:
+    drawing = _processes(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle)
+    return None if drawing is None else bool(drawing)
+
+
+def _processes(nvml: Any, call: str, handle: Any) -> list[Any] | None:
+    """None where they cannot be known. Raises only what says that the card itself is lost."""
+    try:
+        return list(getattr(nvml, call)(handle))
+    except Exception as error:
+        if _code(error) in (_LOST_CARD, _RESET_REQUIRED):
+            raise
+        return None
+
+
+def _address(handle: Any) -> int | None:
+    """What tells the handles of two cards apart; the driver gives one card the same each time."""
+    return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def _optional(call: Callable[[], Any]) -> Any:
     """What the call gives, or None where this card or this driver does not have it."""
     try:
         return call()
@@ -372,7 +379,8 @@ def _inventory(readings: Iterable[_Reading], known: Mapping[GpuUuid, Gpu]) -> In
     for gpu in missing:
         gpus.append(replace(gpu, fault=_GONE))
         notes.append(f"card {gpu.uuid} was there before and is not listed any more; look at `dmesg | grep -i xid`")
-    return Inventory(tuple(gpus), detail="\n".join(notes))
+    samples = {each.gpu.uuid: each.sample for each in readings if each.gpu and each.sample}
+    return Inventory(tuple(gpus), detail="\n".join(notes), samples=samples)
 
 
 def _take(missing: list[Gpu], index: int) -> Gpu | None:

@@ -241,12 +241,7 @@ def _never(request: GpuRequest, inventory: Inventory, policy: Policy) -> NoRoom:
     reason = Reason.TOO_BIG
     if len(able) >= (request.count or 1):
         reason = Reason.GPU_FAULT
-        why = Text(
-            f"{len(sick)} of {len(matching)} GPUs {'is' if len(sick) == 1 else 'are'} out of order",
-            f"GPU {len(matching)}장 중 {len(sick)}장이 점검 중입니다",
-        )
-        if len(matching) == 1:
-            why = Text("its only GPU is out of order", "하나뿐인 GPU가 점검 중입니다")
+        why = _sick(sick, len(matching))
     elif not inventory.gpus:
         why = Text("this server has no GPU", "이 서버에는 GPU가 없습니다")
     elif not matching:
@@ -263,3 +258,20 @@ def _never(request: GpuRequest, inventory: Inventory, policy: Policy) -> NoRoom:
         ),
         reason=reason,
     )
+
+
+def _sick(sick: list[Gpu], total: int) -> Text:
+    """That they are missing, and the reason where it is about one card."""
+    state = Text("out of order", "점검 중입니다")
+    if all(gpu.drained for gpu in sick):
+        state = Text("out of use", "사용에서 제외되었습니다")
+    why = Text(
+        f"{len(sick)} of {total} GPUs {'is' if len(sick) == 1 else 'are'} {state.en}",
+        f"GPU {total}장 중 {len(sick)}장이 {state.ko}",
+    )
+    if total == 1:
+        why = Text(f"its only GPU is {state.en}", f"하나뿐인 GPU가 {state.ko}")
+    fault = sick[0].fault if len(sick) == 1 else None
+    if fault is None:
+        return why
+    return Text(f"{why.en}. {fault.en.removesuffix('.')}", f"{why.ko}. {fault.ko.removesuffix('.')}")

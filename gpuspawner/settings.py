@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Enum, Float, Instance, Integer, List, Unicode, default
 
@@ -49,6 +51,27 @@ class Settings(EngineSpawner):
 
         The driver and the CUDA context of each process live in it. A share fits a card while the sum of the shares
         stays within the card's memory less this reserve. Whole cards are not affected.
+        """,
+    ).tag(config=True)
+
+    state_path = Unicode(
+        "",
+        help="""
+        The folder in which the Hub keeps, across restarts, what is no lease: `cards.json` says which cards are drained
+        (`gpuspawner drain`), and on which the driver has told of an error that an admin has not cleared yet.
+
+        The default is the environment's GPUSPAWNER_STATE; without it drained cards are in use again after a restart,
+        and the command line cannot reach the Hub. While the file cannot be read, no GPU is given to anybody.
+        """,
+    ).tag(config=True)
+
+    drain_grace = Float(
+        30.0,
+        min=0.0,
+        help="""
+        Seconds that programs and memory of a server may stay on its card after the server has ended (30 by default).
+
+        Until they are gone nobody gets that card; beyond it the card is shown as out of order, until they are gone.
         """,
     ).tag(config=True)
 
@@ -138,6 +161,10 @@ class Settings(EngineSpawner):
     @default("gpus")
     def _default_gpus(self) -> GpuSource:
         return Nvml()
+
+    @default("state_path")
+    def _default_state_path(self) -> str:
+        return os.environ.get("GPUSPAWNER_STATE", "")
 
     @default("start_timeout")
     def _default_start_timeout(self) -> int:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from jupyterhub.spawner import SpawnException
@@ -85,6 +86,8 @@ class GPUSpawner(Settings):
                 policy=Policy(self.gpu_memory_reserve),
                 queue_timeout=self.queue_timeout,
                 max_overtakes=self.max_overtakes,
+                state=Path(self.state_path) if self.state_path else None,
+                drain_grace_seconds=self.drain_grace,
             )
         house: House = settings["gpuspawner_house"]
         return house

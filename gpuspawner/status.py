@@ -20,7 +20,7 @@ from gpuspawner.leases import CardShare, Lease
 from gpuspawner.profiles import SHELF
 from gpuspawner.texts import Language, Text
 
-CardState = Literal["free", "whole", "shared", "fault", "gone", "unknown"]
+CardState = Literal["free", "whole", "shared", "drained", "fault", "gone", "unknown"]
 Environment = Literal["current", "older", "unknown"]
 
 _READY = Text("A newer environment is ready.", "새 실행 환경이 준비되었습니다.")
@@ -188,7 +188,8 @@ class Status:
     def wrong(self) -> bool:
         """Whether an admin has to look after something: a sick or vanished card, a lease that cannot be read.
 
-        Cards that cannot be seen are nothing wrong as long as nobody holds one: not every machine has a GPU.
+        Cards that cannot be seen are nothing wrong as long as nobody holds one: not every machine has a GPU. A drained
+        card is looked after already.
         """
         return any(card.state in ("fault", "gone", "unknown") for card in self.cards) or any(
             server.lease is None for server in self.servers
@@ -260,7 +261,7 @@ def _card(uuid: str, inventory: Inventory, holders: tuple[Holder, ...]) -> CardS
     if gpu is None:
         state = "unknown" if inventory.trouble else "gone"
     elif gpu.fault:
-        state = "fault"
+        state = "drained" if gpu.drained else "fault"
     elif holders:
         state = "whole" if any(holder.memory_bytes is None for holder in holders) else "shared"
     return CardStatus(uuid, gpu, state, holders)

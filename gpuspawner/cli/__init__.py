@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from gpuspawner.cli import status
+from gpuspawner.cli import drain, status
 
 __all__ = ["app"]
 
@@ -27,3 +27,5 @@ def commands() -> None:
 
 
 app.command("status")(status.command)
+app.command("drain")(drain.drain)
+app.command("undrain")(drain.undrain)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,13 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpuspawner import quarantine
+from gpuspawner.cards import CardsFile
+from gpuspawner.cli.options import DEFAULT_STATE, State
 from gpuspawner.dockerd import Engine
-from gpuspawner.errors import EngineDown, EngineTimeout, Refused
+from gpuspawner.errors import EngineDown, EngineTimeout, RecordError, Refused
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import GpuSource
 from gpuspawner.leases import CardShare, Owner
 from gpuspawner.nvml import Nvml
 from gpuspawner.profiles import SHELF
+from gpuspawner.quarantine import Record
 from gpuspawner.status import ADMIN, CardStatus, Holder, ImageStatus, Status, as_json, report
 from gpuspawner.units import format_bytes, format_duration
 
@@ -28,23 +33,33 @@ ENGINE_SECONDS = 10.0
 SHORT = 8
 """How many characters of a UUID are shown."""
 
-_STYLES = {"free": "green", "whole": "", "shared": "", "current": "green", "older": "yellow", "unknown": "yellow"}
+_STYLES = {
+    "free": "green",
+    "whole": "",
+    "shared": "",
+    "drained": "yellow",
+    "current": "green",
+    "older": "yellow",
+    "unknown": "yellow",
+}
 
 
 def command(
     as_json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    state: State = DEFAULT_STATE,
 ) -> None:
     """Show who holds which card, which servers run an older image than a restart would give, and the images.
 
-    The labels of the containers and the NVIDIA driver are asked; no Hub is needed. GPUSPAWNER_FAKE_GPUS counts
-    simulated cards, as for the Hub.
+    The labels of the containers and the NVIDIA driver are asked, and what is remembered of drained and sick cards;
+    no Hub is needed. GPUSPAWNER_FAKE_GPUS counts simulated cards, as for the Hub.
 
     Exit status: 0 all well, 1 something has to be looked after (a card is out of order or gone, a lease cannot be
-    read), 2 nothing could be told.
+    read, nor what is drained), 2 nothing could be told.
     """
     try:
         gpus = cards_of(os.environ)
-        status = asyncio.run(look(gpus))
+        record = _remembered(state)
+        status = asyncio.run(look(gpus, record or Record()))
     except (Refused, ValueError) as error:
         typer.echo(f"gpuspawner status: {_sentence(error)}", err=True)
         raise typer.Exit(2) from None
@@ -52,7 +67,16 @@ def command(
         print(json.dumps(as_json(status), indent=2, ensure_ascii=False))
     else:
         show(status, Console(highlight=False))
-    raise typer.Exit(1 if status.wrong else 0)
+    raise typer.Exit(1 if status.wrong or record is None else 0)
+
+
+def _remembered(folder: Path) -> Record | None:
+    """What is drained and sick; None, and a sentence, where it cannot be read: all the rest can still be told."""
+    try:
+        return CardsFile(folder).read()
+    except RecordError as error:
+        typer.echo(f"gpuspawner status: {error}", err=True)
+        return None
 
 
 def cards_of(environ: Mapping[str, str]) -> GpuSource:
@@ -65,17 +89,22 @@ def cards_of(environ: Mapping[str, str]) -> GpuSource:
     return FakeGPUs(spec) if spec else Nvml()
 
 
-async def look(gpus: GpuSource) -> Status:
-    """Ask engine and driver at the same time.
+async def look(gpus: GpuSource, record: Record) -> Status:
+    """Ask the driver, then the engine: a server that starts in between is nobody from outside.
 
     Raises:
         Refused: the engine does not tell.
     """
     engine = Engine(threads=2, call_timeout_seconds=ENGINE_SECONDS)
     try:
-        containers, images, inventory = await asyncio.gather(engine.leased(), engine.images(), gpus.inventory())
+        seen = await gpus.inventory()
+        containers, images = await asyncio.gather(engine.leased(), engine.images())
     finally:
         engine.close()
+    leased = frozenset(card.uuid for container in containers for card in container.cards)
+    state = quarantine.watch({}, seen, leased=leased, now=0.0)
+    faults = quarantine.faults(seen, record, state, now=0.0, grace_seconds=0.0)
+    inventory = quarantine.apply(seen, faults)
     return report(containers, inventory, images, at=datetime.now(timezone.utc), viewer=ADMIN)
 
 
@@ -134,7 +163,8 @@ def _show_cards(status: Status, names: _CardNames, console: Console) -> None:
         console.print(table)
     for card in status.cards:
         if card.gpu and card.gpu.fault:
-            console.print(f"{names[card.uuid]}: {card.gpu.fault.en}", style="red", markup=False)
+            style = "yellow" if card.state == "drained" else "red"
+            console.print(f"{names[card.uuid]}: {card.gpu.fault.en}", style=style, markup=False)
         elif card.state == "gone":
             console.print(
                 f"{names[card.uuid]} is held and not there any more: look at `dmesg | grep -i xid`, and stop that "
@@ -224,7 +254,7 @@ class _CardNames:
 
 
 def _card_state(card: CardStatus) -> Text:
-    words = {"fault": "out of order", "unknown": "cannot be seen"}.get(card.state, card.state)
+    words = {"fault": "out of order", "drained": "out of use", "unknown": "cannot be seen"}.get(card.state, card.state)
     if card.state == "shared":
         words = f"shared: {format_bytes(card.shared_bytes)}"
     return Text(words, _STYLES.get(card.state, "bold red"))

@@ -12,8 +12,9 @@ The format is one fact per line, fields separated by tabs, `-` for "this card do
     delay_ms    0                       every NVML call takes that long
     hook        on                      on; ignore: the hook succeeds and attaches nothing
     hook_error  unknown error           the hook fails with this text (no such line: it works)
-    card        uuid=GPU-...  name=...  memory=...  minor=0  pci=00000000:01:00.0  used=0 ...  lost=0
+    card        uuid=GPU-...  name=...  memory=...  minor=0  pci=00000000:01:00.0  used=0 ...  lost=0  reset=0
     process     uuid=GPU-...  kind=compute  pid=4711  memory=1048576
+    xid         uuid=GPU-...  serial=1  number=79    each listener is told once, of those after it has registered
 
 Cards stand in NVML's index order, which is that of the PCI bus.
 """
@@ -46,7 +47,10 @@ class Process:
 
 @dataclass(frozen=True)
 class Card:
-    """One card as NVML tells of it: bytes, percent, degrees Celsius, milliwatts; None is "not supported"."""
+    """One card as NVML tells of it: bytes, percent, degrees Celsius, milliwatts; None is "not supported".
+
+    `lost` and `reset` are what its calls answer instead: "GPU is lost", "GPU requires reset".
+    """
 
     uuid: str
     minor: int
@@ -61,6 +65,7 @@ class Card:
     power: int | None = 21_000
     power_limit: int | None = 450_000
     lost: bool = False
+    reset: bool = False
     processes: tuple[Process, ...] = ()
 
     def lines(self) -> list[str]:
@@ -79,6 +84,7 @@ class Card:
             "power": _number(self.power),
             "power_limit": _number(self.power_limit),
             "lost": str(int(self.lost)),
+            "reset": str(int(self.reset)),
         }
         card = "\t".join(["card", *(f"{key}={value}" for key, value in facts.items())])
         processes = [
@@ -105,6 +111,7 @@ class GpuState:
     delay_ms: int = 0
     hook: str = "on"
     hook_error: str = ""
+    xids: tuple[tuple[str, int], ...] = ()
     comment: str = field(default="written by tests.standins.gpustate", compare=False)
 
     def text(self) -> str:
@@ -121,6 +128,8 @@ class GpuState:
             lines.append(f"hook_error\t{self.hook_error}")
         for card in sorted(self.cards, key=lambda card: card.pci):
             lines += card.lines()
+        for serial, (uuid, number) in enumerate(self.xids, 1):
+            lines.append(f"xid\tuuid={uuid}\tserial={serial}\tnumber={number}")
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:
@@ -131,6 +140,10 @@ class GpuState:
         temporary = Path(name)
         temporary.chmod(0o644)
         temporary.replace(path)
+
+    def with_xid(self, uuid: str, number: int) -> GpuState:
+        """This state after one more XID on a card."""
+        return replace(self, xids=(*self.xids, (uuid, number)))
 
     def with_card(self, uuid: str, **changes: object) -> GpuState:
         """This state with one card changed, as in `with_card(uuid, lost=True)`; KeyError without such a card."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.standins.engine import StandinEngine
+from tests.standins.gpustate import build_nvml
 from tests.unit.imagelab import Lab
 
 
@@ -25,3 +26,14 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     with StandinEngine() as engine:
         yield Lab(tmp_path, engine, monkeypatch)
         engine.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in of NVIDIA's driver library, compiled once."""
+    try:
+        return build_nvml(tmp_path_factory.mktemp("nvml"))
+    except RuntimeError as error:
+        if "needs a C compiler" not in str(error):
+            raise
+        pytest.skip(str(error))

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.nvml import NvmlOff
+from gpuspawner.nvml_off import NvmlOff
 from tests.standins import gpustate
-from tests.standins.gpustate import DEFAULT_CARDS, GpuState, build_nvml, nvml_environment
+from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, nvml_environment
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = (card.uuid for card in DEFAULT_CARDS)
@@ -46,6 +46,9 @@ exec(sys.argv[2])
 async def look(callers):
     return await asyncio.gather(*(source.inventory() for _ in range(callers)))
 
+async def anew(callers):
+    return [await source.look_anew()]
+
 async def give_up(callers):
     hasty, patient = (asyncio.create_task(source.inventory()) for _ in range(2))
     await asyncio.sleep(0.05)
@@ -67,6 +70,8 @@ def report(found, started):
         "seconds": time.monotonic() - started,
         "threads": sum(thread.name == "nvml" for thread in threading.enumerate()),
         "calls": calls,
+        "samples": {uuid: [sample.used_bytes, sample.pids, sample.draws] for uuid, sample in found[0].samples.items()},
+        "xids": [[xid.uuid, xid.number] for xid in source.take_xids()],
     }), flush=True)
 
 for line in sys.stdin:
@@ -78,7 +83,7 @@ for line in sys.stdin:
         continue
     if command == "shutdown":
         sys.modules["pynvml"].nvmlShutdown()
-    ask = give_up if command == "give_up" else look
+    ask = {"give_up": give_up, "anew": anew}.get(command, look)
     report(asyncio.run(ask(int(callers))), started)
     if command == "fork":
         os._exit(0)
@@ -105,6 +110,8 @@ class Seen:
     seconds: float
     threads: int
     calls: list[str]
+    samples: dict[str, list[Any]]
+    xids: list[list[Any]]
 
     @property
     def faults(self) -> dict[str, str | None]:
@@ -159,17 +166,6 @@ class Machine:
                 assert process.wait(UNTIL_SECONDS) == 0
             finally:
                 process.kill()
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in library, compiled once."""
-    try:
-        return build_nvml(tmp_path_factory.mktemp("nvml"))
-    except RuntimeError as error:
-        if "needs a C compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -466,3 +462,96 @@ def test_every_reason_has_words_for_both(reason: NvmlOff) -> None:
     assert reason.text.ko.startswith("지금은 이 서버의 GPU를 사용할 수 없습니다. ")
     assert reason.text.en != reason.text.ko
     assert len(reason.advice) > 20
+
+
+# What cards do
+
+
+def test_memory_and_compute_processes_are_sampled(machine: Machine) -> None:
+    """Compute and MPS processes by their pids; that something draws on a screen is told apart from them."""
+    processes = (Process(41), Process(43, kind="mps"), Process(42, kind="graphics"))
+    GpuState().with_card(FIRST, used=3 * 2**30, processes=processes).write(machine.state)
+    with machine.hub() as hub:
+        seen = hub.look()
+    assert seen.samples == {FIRST: [3 * 2**30, [41, 43], True], SECOND: [0, [], False]}
+
+
+def test_a_driver_that_tells_no_processes_leaves_them_unknown(machine: Machine) -> None:
+    """Unknown is not "none", and the card itself is well."""
+    before = """
+import pynvml
+def refuse(handle):
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+pynvml.nvmlDeviceGetComputeRunningProcesses = refuse
+"""
+    with machine.hub(before=before) as hub:
+        seen = hub.look()
+    assert seen.samples == {FIRST: [0, None, False], SECOND: [0, None, False]}
+    assert seen.faults == {FIRST: None, SECOND: None}
+
+
+def test_a_lost_card_has_no_sample(machine: Machine) -> None:
+    """What it last did is not what it does now."""
+    with machine.hub() as hub:
+        assert set(hub.look().samples) == {FIRST, SECOND}
+        GpuState().with_card(FIRST, lost=True).write(machine.state)
+        assert set(hub.look().samples) == {SECOND}
+
+
+def test_an_xid_is_told_once_and_with_its_card(machine: Machine) -> None:
+    """Those between two looks are kept by the driver; those before the first look are not ours."""
+    state = GpuState().with_xid(FIRST, 13)
+    state.write(machine.state)
+    with machine.hub() as hub:
+        assert hub.look().xids == []
+        state.with_xid(SECOND, 79).with_xid(FIRST, 31).write(machine.state)
+        assert hub.look().xids == [[SECOND, 79], [FIRST, 31]]
+        assert hub.look().xids == []
+
+
+def test_a_driver_without_events_is_no_trouble(machine: Machine) -> None:
+    """Then no XID is known, and the cards are what they are."""
+    with machine.hub(before="import pynvml; del pynvml.nvmlEventSetCreate") as hub:
+        hub.look()
+        GpuState().with_xid(FIRST, 79).write(machine.state)
+        seen = hub.look()
+    assert (seen.gpus, seen.xids, seen.trouble) == (TWO_CARDS, [], None)
+
+
+def test_the_xid_of_a_card_that_falls_off_the_bus_with_it_is_told(machine: Machine) -> None:
+    """Fault 29: XID 79 comes from a card that cannot even tell its UUID any more."""
+    with machine.hub() as hub:
+        hub.look()
+        GpuState().with_xid(FIRST, 79).with_card(FIRST, lost=True).write(machine.state)
+        seen = hub.look()
+    assert seen.xids == [[FIRST, 79]]
+    assert seen.faults[FIRST] is not None
+
+
+def test_a_card_that_the_driver_wants_reset_says_so(machine: Machine) -> None:
+    """Fault 27: the other one is well."""
+    GpuState().with_card(FIRST, reset=True).write(machine.state)
+    with machine.hub() as hub:
+        seen = hub.look()
+    assert ["to be reset" in (gpu["fault"] or "") for gpu in seen.gpus] == [True, False]
+
+
+def test_a_look_anew_is_not_answered_from_memory(machine: Machine) -> None:
+    """What was seen a moment ago may be from before a server ended."""
+    with machine.hub(cache_seconds=60.0) as hub:
+        hub.look()
+        GpuState().with_card(FIRST, used=2**30).write(machine.state)
+        assert hub.look().samples[FIRST][0] == 0
+        assert hub.look(command="anew").samples[FIRST][0] == 2**30
+
+
+def test_the_other_cards_are_listened_to_again_when_a_lost_one_is_back(machine: Machine) -> None:
+    """A lost card ends the session, and the listening with it; the next whole one begins it anew."""
+    with machine.hub() as hub:
+        hub.look()
+        GpuState().with_card(FIRST, lost=True).write(machine.state)
+        hub.look()
+        GpuState().write(machine.state)
+        assert hub.look().faults == {FIRST: None, SECOND: None}
+        GpuState().with_xid(SECOND, 79).write(machine.state)
+        assert hub.look().xids == [[SECOND, 79]]

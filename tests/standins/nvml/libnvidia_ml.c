@@ -25,6 +25,7 @@ enum {
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_CARDS 64
 #define MAX_PROCESSES 256
+#define MAX_XIDS 64
 #define NONE (~0ULL) /* the value "-" in the file: this card does not report it */
 
 typedef unsigned long long u64;
@@ -33,17 +34,20 @@ typedef struct { char uuid[96]; } Handle; /* what an nvmlDevice_t points to: a n
 typedef struct {
     char uuid[96], name[96], pci[32];
     u64 memory, used, reserved, minor, utilisation, memory_utilisation, temperature, power, power_limit;
-    int lost;
+    int lost, reset;
 } Card;
 
 typedef struct { char uuid[96], kind; unsigned pid; u64 memory; } Process;
 
+typedef struct { char uuid[96]; u64 serial, number; } XidLine;
+
 typedef struct {
     char driver[80];
-    int cuda, init_error, cards, processes;
+    int cuda, init_error, cards, processes, xids;
     long delay_ms;
     Card card[MAX_CARDS];
     Process process[MAX_PROCESSES];
+    XidLine xid[MAX_XIDS];
 } State;
 
 typedef struct { unsigned pid; u64 memory; unsigned gpu_instance, compute_instance; } ProcessInfo; /* 24 bytes */
@@ -89,6 +93,7 @@ static void read_card(State *state, char *fields) {
         else if (!strcmp(field, "power")) card->power = number(value);
         else if (!strcmp(field, "power_limit")) card->power_limit = number(value);
         else if (!strcmp(field, "lost")) card->lost = atoi(value);
+        else if (!strcmp(field, "reset")) card->reset = atoi(value);
     }
 }
 
@@ -108,6 +113,21 @@ static void read_process(State *state, char *fields) {
     }
 }
 
+static void read_xid(State *state, char *fields) {
+    if (state->xids == MAX_XIDS) return;
+    XidLine *xid = &state->xid[state->xids++];
+    memset(xid, 0, sizeof *xid);
+    char *rest = fields, *field;
+    while ((field = strtok_r(NULL, "\t", &rest))) {
+        char *value = strchr(field, '=');
+        if (!value) continue;
+        *value++ = 0;
+        if (!strcmp(field, "uuid")) copy(xid->uuid, sizeof xid->uuid, value);
+        else if (!strcmp(field, "serial")) xid->serial = number(value);
+        else if (!strcmp(field, "number")) xid->number = number(value);
+    }
+}
+
 /* Without its file the stand-in is a machine whose driver is not loaded. */
 static int load(State *state) {
     memset(state, 0, offsetof(State, card));
@@ -121,6 +141,7 @@ static int load(State *state) {
         if (!word || *word == '#') continue;
         if (!strcmp(word, "card")) { read_card(state, fields); continue; }
         if (!strcmp(word, "process")) { read_process(state, fields); continue; }
+        if (!strcmp(word, "xid")) { read_xid(state, fields); continue; }
         char *value = strtok_r(NULL, "\t", &fields);
         if (!value) continue;
         if (!strcmp(word, "driver")) copy(state->driver, sizeof state->driver, value);
@@ -153,7 +174,7 @@ static int begin_card(State *state, const Handle *handle, Card **card) {
     for (int i = 0; i < state->cards; i++) {
         if (strcmp(state->card[i].uuid, handle->uuid)) continue;
         *card = &state->card[i];
-        return (*card)->lost ? GPU_IS_LOST : SUCCESS;
+        return (*card)->lost ? GPU_IS_LOST : (*card)->reset ? RESET_REQUIRED : SUCCESS;
     }
     return GPU_IS_LOST; /* it was there when the handle was given out, and its line is gone since */
 }
@@ -443,4 +464,68 @@ EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(Handle *handle, unsigned *co
 
 EXPORT int nvmlDeviceGetMPSComputeRunningProcesses_v3(Handle *handle, unsigned *count, ProcessInfo *infos) {
     return running(handle, 'm', count, infos);
+}
+
+/* ---- events -------------------------------------------------------------------------------------------- */
+
+/* Each event set is told once of each XID that came after its card was registered; a serial tells them apart. */
+enum { XID_CRITICAL = 0x8 };
+
+typedef struct { char uuid[MAX_CARDS][96]; u64 seen[MAX_CARDS]; int cards; } EventSet;
+typedef struct { Handle *device; u64 type, data; unsigned gpu_instance, compute_instance; } EventData; /* 32 bytes */
+
+EXPORT int nvmlEventSetCreate(EventSet **set) {
+    State state;
+    int status = begin(&state);
+    if (status) return status;
+    *set = calloc(1, sizeof **set);
+    return *set ? SUCCESS : UNKNOWN;
+}
+
+EXPORT int nvmlEventSetFree(EventSet *set) {
+    free(set);
+    return SUCCESS;
+}
+
+EXPORT int nvmlDeviceGetSupportedEventTypes(Handle *handle, u64 *types) {
+    State state; Card *card;
+    int status = begin_card(&state, handle, &card);
+    if (!status) *types = XID_CRITICAL;
+    return status;
+}
+
+EXPORT int nvmlDeviceRegisterEvents(Handle *handle, u64 types, EventSet *set) {
+    State state; Card *card;
+    int status = begin_card(&state, handle, &card);
+    if (status) return status;
+    if (!set || types != XID_CRITICAL) return INVALID_ARGUMENT;
+    if (set->cards == MAX_CARDS) return UNKNOWN;
+    u64 seen = 0;
+    for (int i = 0; i < state.xids; i++)
+        if (!strcmp(state.xid[i].uuid, card->uuid) && state.xid[i].serial > seen) seen = state.xid[i].serial;
+    copy(set->uuid[set->cards], sizeof set->uuid[0], card->uuid);
+    set->seen[set->cards++] = seen;
+    return SUCCESS;
+}
+
+/* It does not wait: a test that wants the driver to be slow says delay_ms. */
+EXPORT int nvmlEventSetWait_v2(EventSet *set, EventData *data, unsigned milliseconds) {
+    (void)milliseconds;
+    State state;
+    int status = begin(&state);
+    if (status) return status;
+    for (int i = 0; i < state.xids; i++) {
+        XidLine *xid = &state.xid[i];
+        for (int card = 0; card < set->cards; card++) {
+            if (strcmp(set->uuid[card], xid->uuid) || xid->serial <= set->seen[card]) continue;
+            set->seen[card] = xid->serial;
+            memset(data, 0, sizeof *data);
+            for (int handle = 0; handle < handle_count; handle++)
+                if (!strcmp(handles[handle].uuid, xid->uuid)) data->device = &handles[handle];
+            data->type = XID_CRITICAL;
+            data->data = xid->number;
+            return SUCCESS;
+        }
+    }
+    return TIMED_OUT;
 }
