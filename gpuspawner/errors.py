@@ -7,6 +7,7 @@
     ├── LabelError           labels of a container that cannot be read as a lease
     ├── RecipeError          a folder of images/ cannot be read as an image
     ├── BuildError           an image could not be built
+    ├── HubError             the Hub's REST API refused, or did not answer
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
@@ -71,6 +72,10 @@ class RecipeError(GPUSpawnerError):
 
 class BuildError(GPUSpawnerError):
     """An image cannot be built, checked or moved: a sentence for the admin with the reason and what to do now."""
+
+
+class HubError(GPUSpawnerError):
+    """The Hub's REST API refused or did not answer: a sentence for the log of the program that asked."""
 
 
 class Refused(GPUSpawnerError):

@@ -161,6 +161,16 @@ def test_the_first_warning_comes_a_grace_before_the_stop() -> None:
     assert short(watch.at(2 * HOUR + 90)) == ["stop"]
 
 
+def test_a_late_last_warning_does_not_put_off_the_stop() -> None:
+    """The grace counts from the first warning, which was half an hour ago."""
+    watch = Watch(lease())
+    watch.at(91 * MINUTE)
+    (verdict,) = watch.at(2 * HOUR - 30)
+    assert isinstance(verdict, Warn)
+    assert (verdict.left_seconds, verdict.stops) == (30, NOON + timedelta(hours=2))
+    assert short(watch.at(2 * HOUR)) == ["stop"]
+
+
 def test_an_extension_begins_the_warnings_anew() -> None:
     """The new end has warnings of its own, also where the old one was over already."""
     watch = Watch(lease())
