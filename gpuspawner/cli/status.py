@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,12 +17,13 @@ from rich.text import Text
 
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import EngineDown, EngineTimeout, Refused
+from gpuspawner.extensions import Extensions
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import GpuSource
 from gpuspawner.leases import CardShare, Owner
 from gpuspawner.nvml import Nvml
 from gpuspawner.profiles import SHELF
-from gpuspawner.status import ADMIN, CardStatus, Holder, ImageStatus, Status, as_json, report
+from gpuspawner.status import ADMIN, CardStatus, Holder, ImageStatus, ServerStatus, Status, as_json, report
 from gpuspawner.units import format_bytes, format_duration
 
 ENGINE_SECONDS = 10.0
@@ -37,14 +39,15 @@ def command(
     """Show who holds which card, which servers run an older image than a restart would give, and the images.
 
     The labels of the containers and the NVIDIA driver are asked; no Hub is needed. GPUSPAWNER_FAKE_GPUS counts
-    simulated cards, as for the Hub.
+    simulated cards, as for the Hub; GPUSPAWNER_STATE is the Hub's state folder (by default "state"), where extended
+    times are written down.
 
     Exit status: 0 all well, 1 something has to be looked after (a card is out of order or gone, a lease cannot be
     read), 2 nothing could be told.
     """
     try:
         gpus = cards_of(os.environ)
-        status = asyncio.run(look(gpus))
+        status = asyncio.run(look(gpus, Path(os.environ.get("GPUSPAWNER_STATE") or "state")))
     except (Refused, ValueError) as error:
         typer.echo(f"gpuspawner status: {_sentence(error)}", err=True)
         raise typer.Exit(2) from None
@@ -65,8 +68,8 @@ def cards_of(environ: Mapping[str, str]) -> GpuSource:
     return FakeGPUs(spec) if spec else Nvml()
 
 
-async def look(gpus: GpuSource) -> Status:
-    """Ask engine and driver at the same time.
+async def look(gpus: GpuSource, state: Path) -> Status:
+    """Ask engine and driver at the same time, and read which times were extended.
 
     Raises:
         Refused: the engine does not tell.
@@ -76,7 +79,14 @@ async def look(gpus: GpuSource) -> Status:
         containers, images, inventory = await asyncio.gather(engine.leased(), engine.images(), gpus.inventory())
     finally:
         engine.close()
-    return report(containers, inventory, images, at=datetime.now(timezone.utc), viewer=ADMIN)
+    return report(
+        containers,
+        inventory,
+        images,
+        at=datetime.now(timezone.utc),
+        viewer=ADMIN,
+        extensions=Extensions(state).read(),
+    )
 
 
 def _sentence(error: Exception) -> str:
@@ -151,7 +161,10 @@ def _show_servers(status: Status, names: _CardNames, console: Console) -> None:
         console.print("No server is running.")
         return
     hubs = {server.lease.owner.hub for server in status.servers if server.lease}
-    table = _headed("server", "profile", "cards", ">for", "state", "image", "which is")
+    # A narrow terminal has no room for a column that says nothing.
+    limited = any(server.ends for server in status.servers)
+    left = (">left",) if limited else ()
+    table = _headed("server", "profile", "cards", ">for", *left, "state", "image", "which is")
     for server in status.servers:
         lease = server.lease
         table.add_row(
@@ -159,6 +172,7 @@ def _show_servers(status: Status, names: _CardNames, console: Console) -> None:
             Text(lease.profile if lease else "?"),
             Text("\n".join(_share(card, names) for card in server.cards) or "none"),
             Text(_duration(status.at, lease.started) if lease else "?", no_wrap=True),
+            *([_left(status.at, server)] if limited else []),
             Text(server.state, "" if server.state == "running" else "yellow"),
             # The whole reference is in the table of images.
             Text(_image_name(lease.image).rpartition("/")[2] if lease else "?"),
@@ -180,6 +194,15 @@ def _show_servers(status: Status, names: _CardNames, console: Console) -> None:
                 style="red",
                 markup=False,
             )
+
+
+def _left(at: datetime, server: ServerStatus) -> Text:
+    """How long the server may run on; in yellow what should have been stopped by now."""
+    if server.ends is None:
+        return Text("-" if server.lease else "?")
+    if server.ends <= at:
+        return Text("over", "yellow")
+    return Text(_duration(server.ends, at), no_wrap=True)
 
 
 def _images(status: Status) -> Table:
