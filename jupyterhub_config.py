@@ -13,7 +13,7 @@ from pathlib import Path
 import nativeauthenticator
 
 import gpuspawner
-from gpuspawner.config import report_missing_images
+from gpuspawner.config import report_missing_images, watch_service
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import Refused
 
@@ -154,6 +154,12 @@ c.JupyterHub.concurrent_spawn_limit = 0
 # A second server for a second experiment, each with a lease of its own; the home is the same.
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.named_server_limit_per_user = 2
+
+# A process of its own warns students 30, 10 and 2 minutes before the `time_limit` of their profile is over, and has the
+# Hub stop the server then. It may do nothing else (see its role). Without it, nobody is stopped.
+SERVICE, ROLE = watch_service(STATE)
+c.JupyterHub.services = [SERVICE]
+c.JupyterHub.load_roles = [ROLE]
 
 # --- accounts --------------------------------------------------------------------------------------------------------
 

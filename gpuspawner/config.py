@@ -1,12 +1,15 @@
 """Reads a configuration before the Hub runs, so that a mistake meets the admin and not the first student.
 
 `check_config` looks at the settings alone, without I/O, and stops the Hub; `report_missing_images` asks the engine, and
-only says something.
+only says something. `watch_service` is the entry of the service that ends servers whose time is over.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from traitlets.log import get_logger
@@ -16,6 +19,11 @@ from gpuspawner.dockerd import Engine
 from gpuspawner.dockerd.translate import build_command
 from gpuspawner.errors import ConfigError, Refused
 from gpuspawner.profiles import Catalogue
+
+SERVICE = "gpu"
+# Where the engine is: docker-py's variables. The Hub hands none of its environment on by itself.
+_DOCKER = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+_WATCH = ("GPUSPAWNER_WATCH_EVERY", "GPUSPAWNER_WARN_BEFORE", "GPUSPAWNER_WARN_AT_LEAST")
 
 
 def check_config(config: Any) -> None:
@@ -68,6 +76,38 @@ def report_missing_images(config: Any, engine: Engine) -> None:
             profiles,
             build_command(names[reference]),
         )
+
+
+def watch_service(
+    state: Path, prefix: str = "jupyter", environ: Mapping[str, str] = os.environ
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The service that warns and stops servers whose time is over, and its role: for `c.JupyterHub.services` and
+    `c.JupyterHub.load_roles`.
+
+    Call it in the Hub's process: the service ends when that does. `state` is the folder of the Hub's state, `prefix`
+    the one of its containers' names (`c.DockerSpawner.prefix`). Without these two entries no server is ever stopped
+    for its time, and all else works.
+    """
+    told = {name: environ[name] for name in (*_DOCKER, *_WATCH) if name in environ}
+    service = {
+        "name": SERVICE,
+        "display": False,
+        "command": [sys.executable, "-m", "gpuspawner.service"],
+        "environment": {
+            **told,
+            "GPUSPAWNER_STATE": str(state.resolve()),
+            "GPUSPAWNER_PREFIX": prefix,
+            "GPUSPAWNER_HUB_PROCESS": str(os.getpid()),
+        },
+    }
+    role = {
+        "name": "gpu-watch",
+        "description": "Stops servers whose time is over, after a look whether they are still the same",
+        "services": [SERVICE],
+        # delete:servers is for the stop. read:servers is for the look before it: the owner may have started anew.
+        "scopes": ["delete:servers", "read:servers"],
+    }
+    return service, role
 
 
 def _catalogue(config: Any) -> Catalogue:

@@ -8,6 +8,7 @@
     ├── RecipeError          a folder of images/ cannot be read as an image
     ├── BuildError           an image could not be built
     ├── RecordError          what is remembered of the cards cannot be read or written
+    ├── HubError             the Hub's REST API refused, or did not answer
     └── Refused              a sentence for a person, with a reason from a closed set
         ├── BadChoice        what was asked is not offered (400)
         ├── NoRoom           it is offered, but nothing fits now, or never will on this machine (409)
@@ -81,6 +82,10 @@ class BuildError(GPUSpawnerError):
 
 class RecordError(GPUSpawnerError):
     """The file of drained and sick cards cannot be read or written: a sentence for the admin with what to do now."""
+
+
+class HubError(GPUSpawnerError):
+    """The Hub's REST API refused or did not answer: a sentence for the log of the program that asked."""
 
 
 class Refused(GPUSpawnerError):

@@ -72,6 +72,11 @@ class Lease:
         limit = self.limits.time_limit_seconds
         return None if limit is None else self.started + timedelta(seconds=limit)
 
+    def ends_with(self, extensions: Mapping[str, datetime]) -> datetime | None:
+        """When its time is over, with what was added to it: lease id → new end. Nothing there makes it shorter."""
+        ends = self.ends
+        return None if ends is None else max(ends, extensions.get(self.id, ends))
+
     @property
     def vram_bytes(self) -> int | None:
         """The counted budget of a share, or None for whole cards and for no card."""

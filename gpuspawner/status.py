@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from gpuspawner import leases
@@ -121,6 +122,7 @@ class Viewer:
 
 
 ADMIN = Viewer(sees_all=True)
+NO_EXTENSIONS: Mapping[str, datetime] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,17 @@ class CardStatus:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """One server; `state` is Docker's word. Without a readable lease there is only the container's name and state."""
+    """One server; `state` is Docker's word. Without a readable lease there is only the container's name and state.
+
+    `ends` is when its time is over, in UTC and extensions included; None where it has no time limit.
+    """
 
     container: str
     state: str
     cards: tuple[CardShare, ...]
     environment: Environment
     lease: Lease | None = None
+    ends: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -197,13 +203,27 @@ class Status:
 
 
 def report(
-    containers: Iterable[Container], inventory: Inventory, images: Sequence[Image], *, at: datetime, viewer: Viewer
+    containers: Iterable[Container],
+    inventory: Inventory,
+    images: Sequence[Image],
+    *,
+    at: datetime,
+    viewer: Viewer,
+    extensions: Mapping[str, datetime] = NO_EXTENSIONS,
 ) -> Status:
-    """What `viewer` may know of the machine at the moment `at`."""
+    """What `viewer` may know of the machine at the moment `at`. `extensions`: lease id → its new end."""
     found = sorted(containers, key=lambda each: (each.lease is None, _order(each)))
     meanings = {reference: image for image in images for reference in image.references}
     servers = [
-        ServerStatus(each.name, each.state, each.cards, _environment(each, meanings), each.lease) for each in found
+        ServerStatus(
+            each.name,
+            each.state,
+            each.cards,
+            _environment(each, meanings),
+            each.lease,
+            each.lease.ends_with(extensions) if each.lease else None,
+        )
+        for each in found
     ]
     return Status(
         at=at,
@@ -288,7 +308,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "trouble": status.trouble.en if status.trouble else None,
         "detail": status.detail or None,
         "cards": [_card_json(card) for card in status.cards],
-        "servers": [_server_json(server) for server in status.servers],
+        "servers": [_server_json(server, status.at) for server in status.servers],
         "images": [
             {
                 "reference": each.reference,
@@ -319,8 +339,8 @@ def _card_json(card: CardStatus) -> dict[str, Any]:
     }
 
 
-def _server_json(server: ServerStatus) -> dict[str, Any]:
-    lease = server.lease
+def _server_json(server: ServerStatus, at: datetime) -> dict[str, Any]:
+    lease, ends = server.lease, server.ends
     return {
         "container": server.container,
         "state": server.state,
@@ -329,6 +349,8 @@ def _server_json(server: ServerStatus) -> dict[str, Any]:
         "server": lease.owner.server if lease else None,
         "profile": lease.profile if lease else None,
         "started": lease.started.isoformat(timespec="seconds") if lease else None,
+        "ends": ends.isoformat(timespec="seconds") if ends else None,
+        "left_seconds": max(0, int((ends - at).total_seconds())) if ends else None,
         "cards": [{"uuid": card.uuid, "memory_bytes": card.memory_bytes} for card in server.cards],
         "image": lease.image if lease else None,
         "environment": server.environment,

@@ -20,13 +20,14 @@ from gpuspawner.cards import CardsFile
 from gpuspawner.cli.options import DEFAULT_STATE, State
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import EngineDown, EngineTimeout, RecordError, Refused
+from gpuspawner.extensions import Extensions
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import GpuSource
 from gpuspawner.leases import CardShare, Owner
 from gpuspawner.nvml import Nvml
 from gpuspawner.profiles import SHELF
 from gpuspawner.quarantine import Record
-from gpuspawner.status import ADMIN, CardStatus, Holder, ImageStatus, Status, as_json, report
+from gpuspawner.status import ADMIN, CardStatus, Holder, ImageStatus, ServerStatus, Status, as_json, report
 from gpuspawner.units import format_bytes, format_duration
 
 ENGINE_SECONDS = 10.0
@@ -50,8 +51,8 @@ def command(
 ) -> None:
     """Show who holds which card, which servers run an older image than a restart would give, and the images.
 
-    The labels of the containers and the NVIDIA driver are asked, and what is remembered of drained and sick cards;
-    no Hub is needed. GPUSPAWNER_FAKE_GPUS counts simulated cards, as for the Hub.
+    The labels of the containers and the NVIDIA driver are asked, and what is remembered of drained and sick cards and
+    of extended times; no Hub is needed. GPUSPAWNER_FAKE_GPUS counts simulated cards, as for the Hub.
 
     Exit status: 0 all well, 1 something has to be looked after (a card is out of order or gone, a lease cannot be
     read, nor what is drained), 2 nothing could be told.
@@ -59,7 +60,7 @@ def command(
     try:
         gpus = cards_of(os.environ)
         record = _remembered(state)
-        status = asyncio.run(look(gpus, record or Record()))
+        status = asyncio.run(look(gpus, record or Record(), state))
     except (Refused, ValueError) as error:
         typer.echo(f"gpuspawner status: {_sentence(error)}", err=True)
         raise typer.Exit(2) from None
@@ -89,8 +90,8 @@ def cards_of(environ: Mapping[str, str]) -> GpuSource:
     return FakeGPUs(spec) if spec else Nvml()
 
 
-async def look(gpus: GpuSource, record: Record) -> Status:
-    """Ask the driver, then the engine: a server that starts in between is nobody from outside.
+async def look(gpus: GpuSource, record: Record, folder: Path) -> Status:
+    """Ask the driver, then the engine (a server that starts in between is nobody from outside), then `folder`.
 
     Raises:
         Refused: the engine does not tell.
@@ -105,7 +106,9 @@ async def look(gpus: GpuSource, record: Record) -> Status:
     state = quarantine.watch({}, seen, leased=leased, now=0.0)
     faults = quarantine.faults(seen, record, state, now=0.0, grace_seconds=0.0)
     inventory = quarantine.apply(seen, faults)
-    return report(containers, inventory, images, at=datetime.now(timezone.utc), viewer=ADMIN)
+    extensions = Extensions(folder).read()
+    at = datetime.now(timezone.utc)
+    return report(containers, inventory, images, at=at, viewer=ADMIN, extensions=extensions)
 
 
 def _sentence(error: Exception) -> str:
@@ -181,7 +184,10 @@ def _show_servers(status: Status, names: _CardNames, console: Console) -> None:
         console.print("No server is running.")
         return
     hubs = {server.lease.owner.hub for server in status.servers if server.lease}
-    table = _headed("server", "profile", "cards", ">for", "state", "image", "which is")
+    # A narrow terminal has no room for a column that says nothing.
+    limited = any(server.ends for server in status.servers)
+    left = (">left",) if limited else ()
+    table = _headed("server", "profile", "cards", ">for", *left, "state", "image", "which is")
     for server in status.servers:
         lease = server.lease
         table.add_row(
@@ -189,6 +195,7 @@ def _show_servers(status: Status, names: _CardNames, console: Console) -> None:
             Text(lease.profile if lease else "?"),
             Text("\n".join(_share(card, names) for card in server.cards) or "none"),
             Text(_duration(status.at, lease.started) if lease else "?", no_wrap=True),
+            *([_left(status.at, server)] if limited else []),
             Text(server.state, "" if server.state == "running" else "yellow"),
             # The whole reference is in the table of images.
             Text(_image_name(lease.image).rpartition("/")[2] if lease else "?"),
@@ -210,6 +217,15 @@ def _show_servers(status: Status, names: _CardNames, console: Console) -> None:
                 style="red",
                 markup=False,
             )
+
+
+def _left(at: datetime, server: ServerStatus) -> Text:
+    """How long the server may run on; in yellow what should have been stopped by now."""
+    if server.ends is None:
+        return Text("-" if server.lease else "?")
+    if server.ends <= at:
+        return Text("over", "yellow")
+    return Text(_duration(server.ends, at), no_wrap=True)
 
 
 def _images(status: Status) -> Table:

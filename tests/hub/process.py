@@ -21,10 +21,11 @@ from tests.standins.engine import Container, StandinEngine
 REPOSITORY = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 2
 
-# What every configuration of these tests ends with: a way in by REST.
+# What every configuration of these tests ends with: a way in by REST, beside the services that it has.
 WAY_IN = f"""
-c.JupyterHub.services = [{{"name": "test", "api_token": "{TOKEN}"}}]
+c.JupyterHub.services = [*c.JupyterHub.get("services", []), {{"name": "test", "api_token": "{TOKEN}"}}]
 c.JupyterHub.load_roles = [
+    *c.JupyterHub.get("load_roles", []),
     {{"name": "test", "services": ["test"], "scopes": ["admin:users", "admin:servers", "list:users"]}}
 ]
 """

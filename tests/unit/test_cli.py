@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import docker
 import pytest
@@ -13,9 +14,10 @@ from typer.testing import CliRunner, Result
 
 from gpuspawner.cli import app
 from gpuspawner.cli import status as module
+from gpuspawner.extensions import Extensions
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import GpuUuid, Inventory
-from gpuspawner.leases import CardShare, Lease, Owner, encode
+from gpuspawner.leases import CardShare, Lease, Limits, Owner, encode
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests.standins.engine import EngineDown, EngineSlow, Fault, Http500, StandinEngine
@@ -44,11 +46,18 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandinEngine]:
 
 
 def serve(
-    standin: StandinEngine, owner: Owner, *cards: CardShare, image: str = PYTORCH, start: bool = True, label: str = "1"
+    standin: StandinEngine,
+    owner: Owner,
+    *cards: CardShare,
+    image: str = PYTORCH,
+    start: bool = True,
+    label: str = "1",
+    limit: int | None = None,
 ) -> None:
     """A container that somebody started 125 minutes ago."""
     began = datetime.now(timezone.utc) - timedelta(minutes=125)
-    lease = Lease(f"{owner.user}{owner.server}", owner, "rtx4090-8g", cards, began, image=image)
+    limits = Limits(time_limit_seconds=limit)
+    lease = Lease(f"{owner.user}{owner.server}", owner, "rtx4090-8g", cards, began, limits, image=image)
     name = f"jupyter-{owner.user}{owner.server}"
     client = docker.APIClient(base_url=standin.url, version="auto")
     client.create_container(image, name=name, labels={**encode(lease), "gpuspawner.lease": label})
@@ -103,6 +112,40 @@ def test_who_holds_what(standin: StandinEngine, monkeypatch: pytest.MonkeyPatch,
     rows = result.stdout.splitlines()
     images = rows[next(index for index, row in enumerate(rows) if row.startswith("image ")) + 1 :]
     assert FOREIGN in "".join(row.split("  ")[0].strip() for row in images)
+
+
+def test_how_much_time_is_left(standin: StandinEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the labels, and by what was extended in the Hub's state folder; who has no limit has a dash."""
+    monkeypatch.setenv("GPUSPAWNER_STATE", str(tmp_path))
+    serve(standin, Owner("kim"), CardShare(CARDS[0]), limit=3 * 3600 + 30)
+    serve(standin, Owner("lee"), limit=3600)
+    serve(standin, Owner("choi"))
+    serve(standin, Owner("park"), CardShare(CARDS[1], 8 * GIB), limit=3600)
+    park = datetime.now(timezone.utc) + timedelta(minutes=10, seconds=30)
+    Extensions(tmp_path).extend("park", park, {"park"})
+    result = run()
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert "2 h 5 min  55 min" in line_with(result, "kim", "running")
+    assert "2 h 5 min    over" in line_with(result, "lee", "running")
+    assert "2 h 5 min       -" in line_with(result, "choi", "running")
+    assert "2 h 5 min  10 min" in line_with(result, "park", "running")
+    servers = {server["user"]: server for server in json.loads(run("--json").stdout)["servers"]}
+    assert servers["park"]["ends"] == park.isoformat(timespec="seconds")
+    assert 600 < servers["park"]["left_seconds"] <= 630
+    assert servers["lee"]["left_seconds"] == 0
+    assert (servers["choi"]["ends"], servers["choi"]["left_seconds"]) == (None, None)
+
+
+def test_a_damaged_state_file_does_not_hide_the_rest(
+    standin: StandinEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The original ends are shown."""
+    monkeypatch.setenv("GPUSPAWNER_STATE", str(tmp_path))
+    (tmp_path / "extensions.json").write_text("{")
+    serve(standin, Owner("kim"), CardShare(CARDS[0]), limit=3 * 3600 + 30)
+    result = run()
+    assert result.exit_code == 0
+    assert "55 min" in line_with(result, "kim", "running")
 
 
 def test_the_json_is_only_json(standin: StandinEngine) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
-from gpuspawner.leases import CardShare, Lease, Owner, encode
+from gpuspawner.leases import CardShare, Lease, Limits, Owner, encode
 from gpuspawner.status import (
     ADMIN,
     Image,
@@ -254,6 +254,28 @@ def test_the_json_has_plain_values_and_units_in_their_names() -> None:
         "servers_current": 0,
         "servers_older": 0,
     }
+
+
+def test_the_time_left_is_that_of_the_labels_or_of_an_extension() -> None:
+    """No limit is null and not zero; a time that is over is zero and not less."""
+
+    def limited(user: str, seconds: int | None) -> Box:
+        one = box(user)
+        assert one.lease is not None
+        return replace(one, lease=replace(one.lease, limits=Limits(time_limit_seconds=seconds)))
+
+    boxes = (limited("kim", 3 * 3600), limited("lee", 3600), limited("choi", None), limited("park", 3600))
+    extensions = {"park-": NOW + timedelta(minutes=5), "choi-": NOW, "gone": NOW}
+    status = report(boxes, INVENTORY, IMAGES, at=NOW, viewer=ADMIN, extensions=extensions)
+    data = {each["user"]: each for each in as_json(status)["servers"]}
+    assert {user: each["left_seconds"] for user, each in data.items()} == {
+        "kim": 3600,
+        "lee": 0,
+        "choi": None,
+        "park": 300,
+    }
+    assert data["park"]["ends"] == "2026-03-02T09:35:00+00:00"
+    assert data["choi"]["ends"] is None
 
 
 # The notice
