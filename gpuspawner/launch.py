@@ -45,9 +45,10 @@ from gpuspawner.errors import (
 from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
-from gpuspawner.ledger import Claim, Ledger, Place
+from gpuspawner.ledger import Ledger, Place
 from gpuspawner.probe import server_url, wait_until_answering
 from gpuspawner.profiles import Choice
+from gpuspawner.terms import Claim
 from gpuspawner.texts import Text
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Order:
     https: bool = False
     may_pull: bool = True
     wait_seconds: float | None = None
+    groups: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,8 @@ class Launch:
         if profile.gpu:
             self._enter(LEASING)
         self._leasing = True
-        claim = Claim(self.lease_id, profile.gpu, order.owner, profile.time_limit_seconds)
-        cards = await self._ledger.reserve(claim, wait_seconds=order.wait_seconds, on_wait=self._wait)
+        claim = Claim(self.lease_id, profile.gpu, order.owner, profile.time_limit_seconds, order.groups)
+        grant = await self._ledger.reserve(claim, wait_seconds=order.wait_seconds, on_wait=self._wait)
         if self._waited_seconds:
             # It may have been built anew meanwhile, or be gone.
             image = await self._image()
@@ -196,12 +198,12 @@ class Launch:
             id=self.lease_id,
             owner=order.owner,
             profile=profile.slug,
-            cards=cards,
+            cards=grant.cards,
             started=datetime.now(timezone.utc),
             limits=Limits(
                 profile.mem_limit_bytes or order.defaults.mem_limit_bytes,
                 profile.cpu_limit or order.defaults.cpu_limit,
-                profile.time_limit_seconds,
+                grant.time_limit_seconds,
                 profile.idle_timeout_seconds,
             ),
             image=image.reference,

@@ -14,17 +14,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from gpuspawner.errors import QueueTimedOut, Reason, Refused
+from gpuspawner.errors import NoRoom, QueueTimedOut, Refused
 from gpuspawner.gpus import GpuUuid, Inventory
-from gpuspawner.leases import CardShare, Held, Holdings, Owner
+from gpuspawner.leases import CardShare, Held, Holdings
 from gpuspawner.placement import Occupancy, Policy, others_wait, place
-from gpuspawner.profiles import GpuRequest
 from gpuspawner.queueing import Forecast, Scene, Waiter, decide, forecast
+from gpuspawner.terms import Claim, People, Rules, Terms, may_wait
 from gpuspawner.texts import Text
 from gpuspawner.units import format_duration
 
@@ -35,13 +35,12 @@ TICK_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
-class Claim:
-    """Somebody asks for cards. `time_limit_seconds`: how long the lease would last; None: without end."""
+class Grant:
+    """What somebody got. `time_limit_seconds` may be less than was asked for; `notice` says why then."""
 
-    lease_id: str
-    request: GpuRequest | None
-    owner: Owner | None = None
+    cards: tuple[CardShare, ...] = ()
     time_limit_seconds: int | None = None
+    notice: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,16 @@ class Standing:
 class Place:
     """A place in the line. `forecast` is None until the line was first looked at; `trouble` says why it stands still.
 
-    `moved` is set, and replaced, whenever one of the two has changed.
+    `terms` are those of the last look. `moved` is set, and replaced, whenever one of the two has changed.
     """
 
     waiter: Waiter
     claim: Claim
+    terms: Terms = field(default_factory=Terms)
     forecast: Forecast | None = None
     trouble: Text | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
-    granted: asyncio.Future[tuple[CardShare, ...]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    granted: asyncio.Future[Grant] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def show(self, forecast: Forecast | None, trouble: Text | None) -> None:
         """Tell whoever watches, if there is anything new."""
@@ -90,6 +88,8 @@ class Ledger:
         look_at_gpus: the cards of this machine now. It never raises.
         policy: how shares are counted.
         max_overtakes: how often somebody who waits may be passed by those behind.
+        rules: limits and reservations.
+        look_at_people: what those rules have to know of these users; its `waiting` is filled in here.
         clock: the time in UTC, which the ends of leases are compared with.
     """
 
@@ -100,12 +100,16 @@ class Ledger:
         policy: Policy,
         *,
         max_overtakes: int = 3,
+        rules: Rules | None = None,
+        look_at_people: Callable[[Collection[str]], People] = lambda users: People(),
         clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._look_at_labels = look_at_labels
         self._look_at_gpus = look_at_gpus
         self.policy = policy
         self._max_overtakes = max_overtakes
+        self.rules = rules or Rules()
+        self._look_at_people = look_at_people
         self._clock = clock
         self._lock = threading.Lock()
         self._now = 0
@@ -134,7 +138,7 @@ class Ledger:
         *,
         wait_seconds: float | None = None,
         on_wait: Callable[[Place | None], None] = lambda place: None,
-    ) -> tuple[CardShare, ...]:
+    ) -> Grant:
         """Find cards and hold them until `settle` or `release`; however this ends, no place in the line is left.
 
         Args:
@@ -143,13 +147,14 @@ class Ledger:
 
         Raises:
             NoRoom, GpusUnknown: nothing fits, or nothing can be known; nothing is held.
+            OverLimit: the person has had enough for now; nothing is held.
             QueueTimedOut: nothing became free in time.
             EngineError: the labels could not be read; nothing is held.
         """
         if claim.request is None:
             with self._lock:
                 self._in_flight[claim.lease_id] = Held((), claim.owner)
-            return ()
+            return Grant((), claim.time_limit_seconds)
         newcomer = Place(Waiter(claim.lease_id, claim.request, claim.time_limit_seconds), claim)
         try:
             await self._look(newcomer, joins=wait_seconds is not None)
@@ -200,9 +205,7 @@ class Ledger:
 
     # --- the line -----------------------------------------------------------------------------------------------------
 
-    async def _wait(
-        self, newcomer: Place, seconds: float, on_wait: Callable[[Place | None], None]
-    ) -> tuple[CardShare, ...]:
+    async def _wait(self, newcomer: Place, seconds: float, on_wait: Callable[[Place | None], None]) -> Grant:
         on_wait(newcomer)
         # In a context of its own: the calls that it makes belong to nobody's start.
         if self._moving is None or self._moving.done():
@@ -240,43 +243,82 @@ class Ledger:
             seen = await self._look_at_labels()
             with self._lock:
                 scene = Scene(inventory, self._held(began, seen), self.policy, self._clock())
-                self._decide(scene, newcomer, joins=joins)
+                scene = self._decide(scene, newcomer, joins=joins)
         finally:
             self._end_look(began)
         if newcomer is None or (joins and newcomer.waiter.id in self._line):
             self._show(forecast(self._waiters(), scene), inventory.trouble)
 
-    def _decide(self, scene: Scene, newcomer: Place | None, *, joins: bool) -> None:
-        """Raises the refusal of the newcomer, where it gets nothing and does not join."""
+    def _decide(self, scene: Scene, newcomer: Place | None, *, joins: bool) -> Scene:
+        """The scene afterwards. Raises the refusal of the newcomer, where it gets nothing and does not join."""
         places = dict(self._line)
         if newcomer is not None:
             places[newcomer.waiter.id] = newcomer
-        decision = decide([each.waiter for each in places.values()], scene, max_overtakes=self._max_overtakes)
-        for lease_id, count in decision.overtaken.items():
-            places[lease_id].waiter = replace(places[lease_id].waiter, overtaken=count)
-        for lease_id, cards in decision.grants.items():
-            served = places[lease_id]
-            self._in_flight[lease_id] = Held(cards, served.claim.owner, served.waiter.ends(scene.now))
-            self._given.update(card.uuid for card in cards)
-            self._line.pop(lease_id, None)
-            served.granted.set_result(cards)
-        if newcomer is not None and newcomer.waiter.id not in decision.grants:
-            refusal = self._refusal(newcomer, scene, decision.grants)
-            if not joins or refusal.reason is not Reason.BUSY:
+        # Where rules count what people have, each grant changes what the next one may have.
+        most = None if self.rules.trivial else 1
+        people = self._people(places.values(), scene)
+        while True:
+            able = self._able(places.values(), scene, people)
+            decision = decide(able, scene, max_overtakes=self._max_overtakes, most=most)
+            for lease_id, count in decision.overtaken.items():
+                places[lease_id].waiter = replace(places[lease_id].waiter, overtaken=count)
+            served = [self._serve(places.pop(lease_id), cards, scene) for lease_id, cards in decision.grants.items()]
+            scene = replace(scene, held=(*scene.held, *served))
+            if most is None or not served:
+                break
+        if newcomer is not None and not newcomer.granted.done():
+            refusal = self._refusal(newcomer, scene)
+            if not joins or not may_wait(refusal):
                 raise refusal
+            # Whoever may not have more now may not wait for it either; and the line has limits of its own.
+            terms = self.rules.terms(newcomer.claim, scene, people, waits=True)
+            if terms.refusal is not None and not may_wait(terms.refusal):
+                raise terms.refusal
             self._line[newcomer.waiter.id] = newcomer
+        return scene
 
-    def _refusal(self, newcomer: Place, scene: Scene, grants: Mapping[str, tuple[CardShare, ...]]) -> Refused:
-        occupancy = Occupancy.of(*(held.cards for held in scene.held), *grants.values())
+    def _people(self, places: Iterable[Place], scene: Scene) -> People:
+        if self.rules.trivial:
+            return People()
+        owners = [held.owner for held in scene.held] + [place.claim.owner for place in places]
+        people = self._look_at_people({owner.user for owner in owners if owner is not None})
+        return replace(people, waiting=[place.claim for place in self._line.values()])
+
+    def _able(self, places: Iterable[Place], scene: Scene, people: People) -> list[Waiter]:
+        """Those whom the rules let have something now, on their terms."""
+        able = []
+        for each in places:
+            terms = each.terms = self.rules.terms(each.claim, scene, people)
+            if (terms.barred, terms.time_limit_seconds) != (each.waiter.barred, each.waiter.time_limit_seconds):
+                each.waiter = replace(each.waiter, barred=terms.barred, time_limit_seconds=terms.time_limit_seconds)
+            if terms.refusal is None:
+                able.append(each.waiter)
+        return able
+
+    def _serve(self, served: Place, cards: tuple[CardShare, ...], scene: Scene) -> Held:
+        waiter = served.waiter
+        held = self._in_flight[waiter.id] = Held(cards, served.claim.owner, waiter.ends(scene.now))
+        self._given.update(card.uuid for card in cards)
+        self._line.pop(waiter.id, None)
+        served.granted.set_result(Grant(cards, waiter.time_limit_seconds, served.terms.notice))
+        return held
+
+    def _refusal(self, newcomer: Place, scene: Scene) -> Refused:
+        if newcomer.terms.refusal is not None:
+            return newcomer.terms.refusal
+        waiter = newcomer.waiter
+        barred = (CardShare(uuid) for uuid in waiter.barred)
         try:
-            place(newcomer.waiter.request, scene.inventory, occupancy, scene.policy)
+            place(waiter.request, scene.inventory, Occupancy.of(*(h.cards for h in scene.held), barred), scene.policy)
         except Refused as refusal:
             return refusal
-        return others_wait(newcomer.waiter.request)
+        return others_wait(waiter.request)
 
     def _show(self, forecasts: dict[str, Forecast], trouble: Text | None) -> None:
         for lease_id, waiting in self._line.items():
-            waiting.show(forecasts.get(lease_id, waiting.forecast), trouble)
+            refusal = waiting.terms.refusal
+            why = (refusal.why if isinstance(refusal, NoRoom) else refusal.text) if refusal else None
+            waiting.show(forecasts.get(lease_id, waiting.forecast), trouble or why)
 
     def _waiters(self) -> tuple[Waiter, ...]:
         return tuple(each.waiter for each in self._line.values())

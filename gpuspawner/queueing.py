@@ -94,11 +94,11 @@ class Scene:
     now: datetime
 
 
-def decide(line: Sequence[Waiter], scene: Scene, *, max_overtakes: int) -> Decision:
-    """Who of the line is served now. Nobody is, where the cards cannot be known."""
+def decide(line: Sequence[Waiter], scene: Scene, *, max_overtakes: int, most: int | None = None) -> Decision:
+    """Who of the line is served now, `most` of them at most. Nobody is, where the cards cannot be known."""
     if scene.inventory.trouble is not None:
         return Decision()
-    return _Round(scene, max_overtakes).run(line)
+    return _Round(scene, max_overtakes).run(line, most)
 
 
 def forecast(line: Sequence[Waiter], scene: Scene) -> dict[str, Forecast]:
@@ -135,9 +135,11 @@ class _Round:
         self._first: dict[int, tuple[int, Waiter]] = {}
         self._tired: set[int] = set()
 
-    def run(self, line: Sequence[Waiter]) -> Decision:
-        grants = {}
+    def run(self, line: Sequence[Waiter], most: int | None) -> Decision:
+        grants: dict[str, tuple[CardShare, ...]] = {}
         for waiter in line:
+            if most is not None and len(grants) >= most:
+                break
             kind = self._desk.kind(waiter)
             # What was refused to one is refused to the next of its kind: room only shrinks in a round.
             cards = None if kind in self._first else self._serve(waiter, kind)

@@ -24,10 +24,11 @@ from gpuspawner.errors import EngineDown, NoRoom, Reason
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
 from gpuspawner.leases import CardShare, Held, Holdings
-from gpuspawner.ledger import Claim, Ledger
+from gpuspawner.ledger import Ledger
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.quarantine import Drained
+from gpuspawner.terms import Claim
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests.standins.gpustate import DEFAULT_CARDS, GpuState, Process, nvml_environment

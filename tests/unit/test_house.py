@@ -19,10 +19,10 @@ from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Inventory
 from gpuspawner.house import ASK_ADMIN, NOT_BUILT, House, Meanings
 from gpuspawner.leases import CardShare, Lease, Owner, encode
-from gpuspawner.ledger import Claim
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue
 from gpuspawner.status import Running
+from gpuspawner.terms import Claim
 from gpuspawner.texts import Text
 from tests.standins.engine import EngineDown, EngineSlow, Http500, StandinEngine
 from tests.unit.sockets import BROKEN_SOCKETS

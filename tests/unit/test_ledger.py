@@ -14,9 +14,10 @@ import pytest
 from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Reason
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.leases import CardShare, Held
-from gpuspawner.ledger import Claim, Ledger
+from gpuspawner.ledger import Grant, Ledger
 from gpuspawner.placement import Occupancy, Policy
 from gpuspawner.profiles import GpuRequest
+from gpuspawner.terms import Claim
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 
@@ -64,7 +65,7 @@ class Machine:
         """A reservation whose look is answered at once."""
         task, look = await self.begin(self.ledger.reserve(Claim(lease_id, request)))
         look.set_result(seen)
-        cards: tuple[CardShare, ...] = await task
+        cards: tuple[CardShare, ...] = (await task).cards
         return cards
 
     async def occupancy(self, seen: Labels = NOTHING) -> Occupancy:
@@ -158,7 +159,7 @@ async def test_a_settled_lease_is_what_its_labels_say(one: Machine) -> None:
 async def test_a_start_without_a_card_is_in_flight_and_holds_nothing(one: Machine) -> None:
     """It needs neither cards nor labels to be known."""
     one.inventory = Inventory(trouble=Text("the driver does not answer"))
-    assert await one.ledger.reserve(Claim("cpu", None)) == ()
+    assert (await one.ledger.reserve(Claim("cpu", None))).cards == ()
     assert one.looks == []
     assert one.ledger.in_flight() == {"cpu"}
     assert await one.held() == []
@@ -174,7 +175,7 @@ async def test_of_two_that_look_together_one_gets_the_card(one: Machine) -> None
     first, look_1 = await one.begin(one.ledger.reserve(Claim("first", ONE_CARD)))
     second, look_2 = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     look_2.set_result(NOTHING)
-    assert await second == (WHOLE_A,)
+    assert (await second).cards == (WHOLE_A,)
     look_1.set_result(NOTHING)
     with pytest.raises(NoRoom):
         await first
@@ -243,7 +244,7 @@ async def test_a_release_during_a_look_frees_the_card_for_it(one: Machine) -> No
     task, look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
     one.ledger.release("first")
     look.set_result(NOTHING)
-    assert await task == (WHOLE_A,)
+    assert (await task).cards == (WHOLE_A,)
 
 
 async def test_a_reservation_in_the_middle_of_a_look_is_counted_by_it(two: Machine) -> None:
@@ -264,7 +265,7 @@ async def test_many_at_once_get_exactly_what_there_is(two: Machine) -> None:
     for look in reversed(two.looks):
         look.set_result(NOTHING)
     ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert len([cards for cards in ended if isinstance(cards, tuple)]) == 6
+    assert len([grant for grant in ended if isinstance(grant, Grant)]) == 6
     assert len([error for error in ended if isinstance(error, NoRoom)]) == 14
 
 

@@ -10,13 +10,16 @@ import pytest
 import pytest_asyncio
 
 from gpuspawner import ledger as module
-from gpuspawner.errors import EngineDown, NoRoom, QueueTimedOut, Reason
+from gpuspawner.errors import EngineDown, NoRoom, OverLimit, QueueTimedOut, Reason
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.leases import CardShare, Held, Owner
-from gpuspawner.ledger import Claim, Ledger, Place
+from gpuspawner.ledger import Grant, Ledger, Place
+from gpuspawner.limits import Limits
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.queueing import Forecast
+from gpuspawner.reservations import Calendar
+from gpuspawner.terms import Claim, People, Rules
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 
@@ -40,8 +43,15 @@ class Machine:
         self.looks = 0
         self.now = NOW
         self.places: dict[str, Place | None] = {}
-        self.tasks: dict[str, asyncio.Task[tuple[CardShare, ...]]] = {}
-        self.ledger = Ledger(self.look_at_labels, self.look_at_gpus, Policy(0), clock=lambda: self.now)
+        self.tasks: dict[str, asyncio.Task[Grant]] = {}
+        self.people = People()
+        self.ledger = Ledger(
+            self.look_at_labels,
+            self.look_at_gpus,
+            Policy(0),
+            look_at_people=lambda users: self.people,
+            clock=lambda: self.now,
+        )
 
     async def look_at_labels(self) -> dict[str, Held]:
         """What the engine shows."""
@@ -57,8 +67,8 @@ class Machine:
 
     async def run(self, name: str, request: GpuRequest = ONE, seconds: int | None = HOUR) -> tuple[CardShare, ...]:
         """A start that does not wait, up to its running container."""
-        claim = Claim(name, request, Owner(name), seconds)
-        cards = await self.ledger.reserve(claim)
+        claim = Claim(name, request, Owner(name), seconds, frozenset(self.people.groups_of.get(name, ())))
+        cards = (await self.ledger.reserve(claim)).cards
         self.labels[name] = Held(cards, claim.owner, None if seconds is None else self.now + timedelta(seconds=seconds))
         self.ledger.settle(name)
         return cards
@@ -68,9 +78,12 @@ class Machine:
         del self.labels[name]
         self.ledger.nudge()
 
-    async def join(self, name: str, request: GpuRequest = ONE, seconds: int | None = HOUR, wait: float = 60) -> Place:
+    async def join(
+        self, name: str, request: GpuRequest = ONE, seconds: int | None = HOUR, wait: float = 60, user: str = ""
+    ) -> Place:
         """Somebody gets in line; returns once there."""
-        claim = Claim(name, request, Owner(name), seconds)
+        user = user or name
+        claim = Claim(name, request, Owner(user), seconds, frozenset(self.people.groups_of.get(user, ())))
         coming: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
 
         def on_wait(place: Place | None) -> None:
@@ -121,7 +134,7 @@ async def test_the_next_free_card_goes_to_the_first_in_line(full: Machine) -> No
     await shown(cai, Forecast(1, NOW + timedelta(hours=1)))
     await shown(dan, Forecast(2, NOW + timedelta(hours=2)))
     full.end("ann")
-    assert await full.tasks["cai"] == (CardShare(A),)
+    assert (await full.tasks["cai"]).cards == (CardShare(A),)
     assert full.places["cai"] is None
     await shown(dan, Forecast(1, NOW + timedelta(hours=1)))
     assert await full.line() == ["dan"]
@@ -170,7 +183,7 @@ async def test_who_is_cancelled_in_the_moment_of_the_grant_gives_the_card_back(f
     full.end("ann")
     await asyncio.wait([full.tasks["cai"]])
     assert full.tasks["cai"].cancelled()
-    assert await full.tasks["dan"] == (CardShare(A),)
+    assert (await full.tasks["dan"]).cards == (CardShare(A),)
     assert full.ledger.in_flight() == {"dan"}
 
 
@@ -197,7 +210,7 @@ async def test_the_line_stands_still_on_an_engine_that_does_not_answer(
         await asyncio.sleep(0.01)
     assert not full.tasks["cai"].done()
     full.down = False
-    assert await full.tasks["cai"] == (CardShare(A),)
+    assert (await full.tasks["cai"]).cards == (CardShare(A),)
 
 
 async def test_the_line_stands_still_on_unknown_cards(full: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +226,7 @@ async def test_the_line_stands_still_on_unknown_cards(full: Machine, monkeypatch
         await asyncio.sleep(0.01)
     assert not full.tasks["cai"].done()
     full.inventory = well
-    assert await full.tasks["cai"] == (CardShare(A),)
+    assert (await full.tasks["cai"]).cards == (CardShare(A),)
 
 
 async def test_a_card_that_is_freed_without_a_word_is_found_by_the_timer(
@@ -223,7 +236,7 @@ async def test_a_card_that_is_freed_without_a_word_is_found_by_the_timer(
     monkeypatch.setattr(module, "TICK_SECONDS", 0.01)
     await full.join("cai")
     del full.labels["ann"]
-    assert await full.tasks["cai"] == (CardShare(A),)
+    assert (await full.tasks["cai"]).cards == (CardShare(A),)
 
 
 async def test_nobody_looks_while_nobody_waits(full: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +264,63 @@ async def test_a_burst_is_served_in_the_order_of_arrival(full: Machine) -> None:
     leaving = ["ann", "bob", *names]
     for number, name in enumerate(names):
         full.end(leaving[number])
-        cards = await full.tasks[name]
+        cards = (await full.tasks[name]).cards
         full.labels[name] = Held(cards, Owner(name))
         full.ledger.settle(name)
     assert served == names
+
+
+# Limits and reservations
+
+
+async def test_a_limit_is_counted_again_when_the_turn_comes(full: Machine) -> None:
+    """Two requests of one person, one card allowed: when both cards are free, the second goes to the next in line."""
+    full.ledger.rules = Rules(Limits.parse({"user": {"gpus": 1}}))
+    await full.join("cai-1", user="cai")
+    await full.join("cai-2", user="cai")
+    await full.join("dan")
+    full.end("ann")
+    full.end("bob")
+    assert (await full.tasks["cai-1"]).cards == (CardShare(A),)
+    assert (await full.tasks["dan"]).cards == (CardShare(B),)
+    assert await full.line() == ["cai-2"]
+
+
+async def test_who_has_enough_is_refused_and_does_not_wait(full: Machine) -> None:
+    """With the limit's own sentence."""
+    full.ledger.rules = Rules(Limits.parse({"user": {"gpus": 1, "waiting": 1}}))
+    with pytest.raises(OverLimit, match="you may hold one whole GPU at once, and hold 1 now"):
+        await full.join("ann-2", user="ann")
+    await full.join("cai")
+    with pytest.raises(OverLimit, match="you may have one request in line"):
+        await full.join("cai-2", user="cai")
+    assert await full.line() == ["cai"]
+
+
+async def test_cards_of_a_class_are_waited_for_by_others(full: Machine) -> None:
+    """Ann's card goes to the student of the class that came later; the one before reads why, and stays first."""
+    class_now = {"group": "ai", "gpus": 2, "weekly": "Mon 08:00-12:00", "timezone": "UTC"}
+    full.ledger.rules = Rules(calendar=Calendar.parse([class_now]))
+    full.people = People(groups_of={"eve": {"ai"}, "fay": {"ai"}})
+    cai = await full.join("cai")
+    await full.join("eve")
+    full.end("ann")
+    assert (await full.tasks["eve"]).cards == (CardShare(A),)
+    full.end("bob")
+    while cai.trouble is None:
+        await cai.moved.wait()
+    assert "kept for a class until Mon 2 Mar 12:00 (UTC)" in cai.trouble.en
+    full.now = NOW + timedelta(hours=4)
+    full.ledger.nudge()
+    assert (await full.tasks["cai"]).cards == (CardShare(B),)
+
+
+async def test_a_lease_before_a_class_is_shorter(full: Machine) -> None:
+    """The grant says until when, and why."""
+    later = {"group": "ai", "gpus": 2, "weekly": "Mon 09:30-12:00", "timezone": "UTC"}
+    full.ledger.rules = Rules(calendar=Calendar.parse([later]))
+    full.end("ann")
+    grant = await full.ledger.reserve(Claim("cai", ONE, Owner("cai"), HOUR))
+    assert grant.time_limit_seconds == 29 * 60
+    assert grant.notice is not None
+    assert "has to stop by Mon 2 Mar 09:30 (UTC)" in grant.notice.en

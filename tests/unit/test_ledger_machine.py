@@ -26,9 +26,10 @@ from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Refused
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.launch import BOOTING, CREATING, READY, Launch, Order
 from gpuspawner.leases import CardShare, Held, Owner, decode
-from gpuspawner.ledger import Claim, Ledger, Standing
+from gpuspawner.ledger import Grant, Ledger, Standing
 from gpuspawner.placement import Policy, availability
 from gpuspawner.profiles import Choice, GpuRequest, Profile
+from gpuspawner.terms import Claim
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests.standins import engine as standins
@@ -81,7 +82,7 @@ class Start:
     """A start by the protocol of `launch`: reserve, create, run, settle; or undo, and release only then."""
 
     lease_id: str
-    reserving: asyncio.Task[tuple[CardShare, ...]]
+    reserving: asyncio.Task[Grant]
     cards: tuple[CardShare, ...] | None = None
     created: bool = False
     undoing: bool = False
@@ -163,7 +164,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _reserved(self, start: Start) -> None:
         error = start.reserving.exception()
         if error is None:
-            start.cards = start.reserving.result()
+            start.cards = start.reserving.result().cards
         else:
             assert isinstance(error, (NoRoom, GpusUnknown, EngineDown))
             self.ledger.release(start.lease_id)
