@@ -118,12 +118,13 @@ class Caretaker:
 
     def _unclean(self, promised: frozenset[GpuUuid]) -> dict[str, Held]:
         """Under keys that no lease has."""
-        left = quarantine.clearing(self._state, now=self._now(), grace_seconds=self._grace_seconds)
-        held = {uuid: self._clock() + timedelta(seconds=seconds) for uuid, seconds in left.items()}
-        foreign = [uuid for uuid, watched in self._state.items() if watched.foreign]
-        ends: Mapping[GpuUuid, datetime | None] = {**dict.fromkeys(foreign), **held}
+        left = quarantine.clearing(self._state, self._seen, now=self._now(), grace_seconds=self._grace_seconds)
         return {
-            f"unclean {uuid}": Held((CardShare(uuid),), ends=end) for uuid, end in ends.items() if uuid not in promised
+            f"unclean {uuid}": Held(
+                (CardShare(uuid),), ends=None if seconds is None else self._clock() + timedelta(seconds=seconds)
+            )
+            for uuid, seconds in left.items()
+            if uuid not in promised
         }
 
     def _tell(self, seen: Inventory, found: Mapping[GpuUuid, Fault]) -> None:

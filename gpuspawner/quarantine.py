@@ -165,13 +165,21 @@ def stale(state: State, inventory: Inventory) -> bool:
     )
 
 
-def clearing(state: State, *, now: float, grace_seconds: float) -> dict[GpuUuid, float]:
-    """Cards that a lease has left and that are not clean yet, with the seconds until that becomes a fault."""
-    return {
-        uuid: watched.ended + grace_seconds - now
-        for uuid, watched in state.items()
-        if watched.ended is not None and now - watched.ended < grace_seconds
-    }
+def clearing(state: State, inventory: Inventory, *, now: float, grace_seconds: float) -> dict[GpuUuid, float | None]:
+    """Cards that look well and are still taken: UUID → seconds until what a lease left on it becomes a fault.
+
+    None is somebody from outside, who was not there when the faults were last told.
+    """
+    found: dict[GpuUuid, float | None] = {}
+    for gpu in inventory.gpus:
+        watched = state.get(gpu.uuid, Watched())
+        if gpu.fault is not None:
+            continue
+        if watched.foreign:
+            found[gpu.uuid] = None
+        elif watched.ended is not None and now - watched.ended < grace_seconds:
+            found[gpu.uuid] = watched.ended + grace_seconds - now
+    return found
 
 
 def faults(

@@ -64,7 +64,8 @@ class Room:
     @property
     def clearing(self) -> set[GpuUuid]:
         """What is not clean yet and may still become so in time."""
-        return set(quarantine.clearing(self.state, now=self.now, grace_seconds=GRACE))
+        left = quarantine.clearing(self.state, self.inventory, now=self.now, grace_seconds=GRACE)
+        return {uuid for uuid, seconds in left.items() if seconds is not None}
 
 
 @pytest.fixture
@@ -226,6 +227,9 @@ def test_a_card_that_is_lost_after_its_lease_is_watched_again_when_it_is_back(ro
     lost = Inventory((replace(CARDS[0], fault=ours.FAULT), CARDS[1]))
     state = quarantine.watch(room.state, lost, leased=frozenset(), now=room.now + 1)
     assert state[A].ended == room.state[A].ended
+    assert quarantine.clearing(state, lost, now=room.now, grace_seconds=GRACE) == {}
+    gone = Inventory(CARDS[1:])
+    assert quarantine.clearing(state, gone, now=room.now, grace_seconds=GRACE) == {}
     assert quarantine.faults(lost, Record(), state, now=room.now + 100, grace_seconds=GRACE)[A].cause is Cause.DRIVER
 
 
@@ -234,7 +238,7 @@ def test_cards_that_never_tell_anything_are_leased_again_at_once() -> None:
     state: State = {A: Watched(leased=True), B: Watched(leased=True)}
     silent = Inventory(CARDS, samples={B: Sample(100.0)})
     state = quarantine.watch(state, silent, leased=frozenset(), now=101.0)
-    assert quarantine.clearing(state, now=101.0, grace_seconds=GRACE) == {}
+    assert quarantine.clearing(state, silent, now=101.0, grace_seconds=GRACE) == {}
 
 
 # What is remembered
