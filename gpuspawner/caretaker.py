@@ -30,7 +30,6 @@ UNREADABLE = Text(
     "Which GPUs may be used cannot be known now. Choose a profile without a GPU, or ask the admin.",
     "지금은 사용할 수 있는 GPU를 확인할 수 없습니다. GPU가 없는 프로필을 선택하거나 관리자에게 문의하세요.",
 )
-UNREAD: Stamp = (-1, -1, -1)
 NOBODY: frozenset[GpuUuid] = frozenset()
 
 
@@ -199,7 +198,6 @@ class _Memory:
             except RecordError as error:
                 self._complain(f"An XID could not be written down and is forgotten at the next restart: {error}")
                 return
-            self._stamp = UNREAD
         for uuid, struck in new.items():
             if self._new.get(uuid) is struck:
                 del self._new[uuid]

@@ -110,7 +110,11 @@ class Nvml:
         return await self.inventory()
 
     def take_xids(self) -> tuple[Xid, ...]:
-        """The XIDs that looks have met since the last call. Between looks of one session the driver keeps them."""
+        """The XIDs that looks have met since the last call.
+
+        Between looks of one session the driver keeps them. While a card is lost each look is a session of its own, and
+        what happens to the others in between is not heard.
+        """
         taken = []
         with contextlib.suppress(IndexError):
             while True:

@@ -32,3 +32,13 @@ async def test_the_inventory_is_what_nvidia_smi_lists(listed: dict[str, str]) ->
     assert {gpu.uuid: gpu.name for gpu in inventory.gpus} == listed
     assert all(gpu.memory_bytes > 1024**3 for gpu in inventory.gpus)
     assert all(gpu.minor is not None for gpu in inventory.gpus)
+
+
+async def test_every_card_tells_its_memory_and_its_processes(listed: dict[str, str]) -> None:
+    """What quarantine judges by is known on a real driver, and a look leaves no error of a card behind."""
+    source = Nvml()
+    inventory = await source.look_anew()
+    assert set(inventory.samples) == set(listed)
+    assert all(sample.used_bytes is not None for sample in inventory.samples.values())
+    assert all(sample.pids is not None for sample in inventory.samples.values())
+    assert source.take_xids() == ()

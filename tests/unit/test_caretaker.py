@@ -285,8 +285,34 @@ async def test_a_reservation_in_flight_is_not_from_outside(desk: Desk) -> None:
     """Its container may compute before the labels are read again."""
     assert await desk.reserve() == (A,)
     desk.driver.pids[A] = (1,)
-    assert await desk.faults() == {}
-    assert list(await desk.taken()) == [A]
+    for _ in range(2):
+        assert await desk.faults() == {}
+        assert list(await desk.taken()) == [A]
+        desk.driver.now += 2 * GRACE
+
+
+async def test_labels_are_judged_with_what_was_seen_before_them(desk: Desk) -> None:
+    """Somebody else looks at the cards meanwhile, and meets the program of a server that these labels do not show."""
+
+    async def labels() -> Holdings:
+        desk.driver.pids[A] = (1,)
+        await caretaker.inventory()
+        return {}
+
+    caretaker = Caretaker(desk.driver, labels, now=lambda: desk.driver.now + 0.1)
+    await caretaker.inventory()
+    assert await caretaker.holdings() == {}
+
+
+async def test_a_card_that_is_being_cleared_costs_one_new_look(desk: Desk) -> None:
+    """Evidence from after the end of the lease is good enough until the next usual look."""
+    desk.serve(A)
+    desk.driver.pids[A] = (1,)
+    await desk.ledger.standing()
+    desk.labels.clear()
+    for _ in range(4):
+        assert list(await desk.taken()) == [A]
+    assert desk.driver.anew == 1
 
 
 async def test_a_look_at_old_labels_does_not_undo_a_newer_one(desk: Desk) -> None:
