@@ -10,82 +10,42 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from gpuspawner import launch as launching
 from gpuspawner.container import ContainerSpec, Defaults, object_name
 from gpuspawner.dockerd import HOLDING_STATES, Engine
 from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Refused
-from gpuspawner.gpus import Gpu, GpuUuid, Inventory
+from gpuspawner.gpus import Inventory
 from gpuspawner.launch import BOOTING, CREATING, READY, Launch, Order
-from gpuspawner.leases import CardShare, Held, Owner, decode
-from gpuspawner.ledger import Grant, Ledger, Standing
-from gpuspawner.placement import Policy, availability
+from gpuspawner.leases import Owner, decode
+from gpuspawner.ledger import Ledger, Standing
+from gpuspawner.placement import availability
 from gpuspawner.profiles import Choice, GpuRequest, Profile
 from gpuspawner.terms import Claim
-from gpuspawner.texts import Text
-from gpuspawner.units import GIB
 from tests.standins import engine as standins
 from tests.standins.engine import EngineSlow, ExecAnswer, Fault, Http500, StandinEngine
 from tests.strategies import assert_within_cards
-
-POLICY = Policy(reserve_bytes=GIB)
-CARDS = (
-    Gpu(GpuUuid("GPU-a"), 0, "NVIDIA GeForce RTX 4090", 24 * GIB, 0),
-    Gpu(GpuUuid("GPU-b"), 1, "NVIDIA GeForce RTX 4090", 24 * GIB, 1),
-    Gpu(GpuUuid("GPU-c"), 2, "NVIDIA GeForce RTX 3060", 12 * GIB, 2),
+from tests.unit.ledgerworld import (
+    ALL,
+    CARDS,
+    LOST,
+    POLICY,
+    REQUESTS,
+    UNKNOWN,
+    Promises,
+    Start,
+    StartsMachine,
+    cards_of,
+    requests,
 )
-ALL = Inventory(CARDS)
-LOST = Text("the card is lost", "카드가 응답하지 않습니다")
-UNKNOWN = Inventory(trouble=Text("the driver does not answer", "드라이버가 응답하지 않습니다"))
-REQUESTS: tuple[dict[str, Any], ...] = (
-    {"count": 1},
-    {"count": 2},
-    {"memory": "4G"},
-    {"memory": "8G"},
-    {"memory": "20G"},
-)
-
-Promises = dict[str, tuple[CardShare, ...]]
-
-
-def cards_of(promises: Promises) -> list[tuple[str, int]]:
-    """All promised cards, sorted; 0 is the whole card."""
-    return sorted((card.uuid, card.memory_bytes or 0) for cards in promises.values() for card in cards)
-
-
-def requests() -> st.SearchStrategy[GpuRequest | None]:
-    """Whole cards and shares that fit together in some ways and not in others; sometimes no card."""
-    return st.sampled_from([*(GpuRequest.model_validate(wanted) for wanted in REQUESTS), None])
-
-
-# The engine as a model
-
-
-@dataclass(eq=False)
-class Look:
-    """A list of the labels that is under way: begun, perhaps read by the engine already, not yet answered."""
-
-    answer: asyncio.Future[Promises]
-    read: Promises | None = None
-
-
-@dataclass(eq=False)
-class Start:
-    """A start by the protocol of `launch`: reserve, create, run, settle; or undo, and release only then."""
-
-    lease_id: str
-    reserving: asyncio.Task[Grant]
-    cards: tuple[CardShare, ...] | None = None
-    created: bool = False
-    undoing: bool = False
 
 
 @dataclass(eq=False)
@@ -96,79 +56,23 @@ class Page:
     throughout: Promises
 
 
-@dataclass
-class Box:
-    """A container of the model."""
-
-    cards: tuple[CardShare, ...]
-    state: str = "created"
-
-
-@dataclass
-class World:
-    """The engine and the cards: what a Hub that is killed leaves behind."""
-
-    boxes: dict[str, Box] = field(default_factory=dict)
-    looks: list[Look] = field(default_factory=list)
-    inventory: Inventory = ALL
-    quick: bool = False
-
-    def holdings(self) -> Promises:
-        """What a list of the labels shows at this moment."""
-        return {key: box.cards for key, box in self.boxes.items() if box.state in HOLDING_STATES}
-
-    async def look_at_labels(self) -> dict[str, Held]:
-        """Answered by a rule, or at once for the invariants."""
-        if self.quick:
-            return {key: Held(cards) for key, cards in self.holdings().items()}
-        look = Look(asyncio.get_running_loop().create_future())
-        self.looks.append(look)
-        try:
-            return {key: Held(cards) for key, cards in (await look.answer).items()}
-        finally:
-            self.looks.remove(look)
-
-    async def look_at_gpus(self) -> Inventory:
-        """The cards of this moment."""
-        return self.inventory
-
-
-class LedgerMachine(RuleBasedStateMachine):
+class LedgerMachine(StartsMachine):
     """The real ledger and the real rules of placement; every await is a rule of its own."""
 
     steps: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.world = World()
-        self.starts: list[Start] = []
         self.pages: list[Page] = []
-        self.ledger = self._ledger()
-        self.made = 0
-
-    def _ledger(self) -> Ledger:
-        return Ledger(self.world.look_at_labels, self.world.look_at_gpus, POLICY)
 
     def _go_on(self) -> None:
-        """Let everything run that can run, then take note of what has come of it."""
-        for _ in range(4):
-            self.loop.run_until_complete(asyncio.sleep(0))
-        for start in list(self.starts):
-            if start.cards is None and start.reserving.done():
-                self._reserved(start)
+        super()._go_on()
         for page in list(self.pages):
             if page.standing.done():
                 self._shown(page)
 
-    def _reserved(self, start: Start) -> None:
-        error = start.reserving.exception()
-        if error is None:
-            start.cards = start.reserving.result().cards
-        else:
-            assert isinstance(error, (NoRoom, GpusUnknown, EngineDown))
-            self.ledger.release(start.lease_id)
-            self.starts.remove(start)
+    def _refused(self, start: Start, error: BaseException | None) -> None:
+        assert isinstance(error, (NoRoom, GpusUnknown, EngineDown))
 
     def _shown(self, page: Page) -> None:
         self.pages.remove(page)
@@ -179,17 +83,6 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert card in shown, f"{lease_id} was held all the time, and the form called it free"
                     shown.remove(card)
 
-    def promises(self) -> Promises:
-        """The truth: by containers that may run, and by starts that were told "yes"."""
-        started = {start.lease_id: start.cards for start in self.starts if start.cards is not None}
-        return {**started, **self.world.holdings()}
-
-    def _of(self, data: st.DataObject, items: list[Any]) -> Any:
-        return data.draw(st.sampled_from(items))
-
-    def _reserved_starts(self) -> list[Start]:
-        return [start for start in self.starts if start.cards is not None]
-
     # What a Hub does
 
     @precondition(lambda self: len(self.starts) < 6)
@@ -199,7 +92,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.made += 1
         lease_id = f"lease-{self.made}"
         self.world.quick = at_once
-        self.starts.append(Start(lease_id, self.loop.create_task(self.ledger.reserve(Claim(lease_id, request)))))
+        self._begin(Claim(lease_id, request))
         self._go_on()
         self.world.quick = False
 
@@ -208,31 +101,6 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin_a_page(self) -> None:
         self.pages.append(Page(self.loop.create_task(self.ledger.standing()), self.promises()))
         self._go_on()
-
-    @precondition(lambda self: self._reserved_starts())
-    @rule(data=st.data(), far=st.integers(1, 3))
-    def a_start_gets_on(self, data: st.DataObject, far: int) -> None:
-        """Created → running → settled; dead or gone on the way means that it is undone.
-
-        Of a start that is being undone a container may still appear: the call was under way.
-        """
-        start = self._of(data, self._reserved_starts())
-        assert start.cards is not None
-        for _ in range(far):
-            box = self.world.boxes.get(start.lease_id)
-            if box is None and not start.created:
-                start.created = True
-                self.world.boxes[start.lease_id] = Box(start.cards)
-            elif start.undoing:
-                return
-            elif box is not None and box.state == "created":
-                box.state = "running"
-            elif box is not None and box.state == "running":
-                self.ledger.settle(start.lease_id)
-                self.starts.remove(start)
-                return
-            else:
-                start.undoing = True
 
     @precondition(lambda self: self._reserved_starts())
     @rule(data=st.data(), request=requests(), times=st.integers(1, 3))
@@ -246,63 +114,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.world.looks:
             self.the_engine_answers(data, 3)
 
-    @precondition(lambda self: self.starts)
-    @rule(data=st.data())
-    def a_start_fails_or_is_cancelled(self, data: st.DataObject) -> None:
-        """At any await: in the middle of a look, with a container or before there is one."""
-        start = self._of(data, self.starts)
-        if start.cards is None:
-            start.reserving.cancel()
-            self.loop.run_until_complete(asyncio.wait([start.reserving]))
-            self.ledger.release(start.lease_id)
-            self.starts.remove(start)
-        start.undoing = True
-
-    @precondition(lambda self: any(start.undoing for start in self.starts))
-    @rule(data=st.data(), twice=st.booleans())
-    def an_undoing_ends(self, data: st.DataObject, twice: bool) -> None:
-        start = self._of(data, [start for start in self.starts if start.undoing])
-        self.world.boxes.pop(start.lease_id, None)
-        for _ in range(1 + twice):
-            self.ledger.release(start.lease_id)
-        self.starts.remove(start)
-
     @precondition(lambda self: self.made % 5 == 4)
     @rule()
     def the_hub_is_killed(self) -> None:
         """The next one knows nothing but the labels."""
         self.made += 1
-        tasks = [start.reserving for start in self.starts] + [page.standing for page in self.pages]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            self.loop.run_until_complete(asyncio.wait(tasks))
-        self.starts, self.pages = [], []
-        self.ledger = self._ledger()
+        self._kill_the_hub()
+        self.pages = []
 
     # What the world does
-
-    @precondition(lambda self: self.world.looks)
-    @rule()
-    def the_engine_reads_the_labels(self) -> None:
-        """From now on the answers to these looks get older."""
-        for look in self.world.looks:
-            look.read = self.world.holdings() if look.read is None else look.read
-
-    @precondition(lambda self: self.world.looks)
-    @rule(data=st.data(), number=st.integers(1, 3))
-    def the_engine_answers(self, data: st.DataObject, number: int) -> None:
-        """One look, or several in the same moment."""
-        for look in data.draw(st.permutations(self.world.looks))[:number]:
-            look.answer.set_result(self.world.holdings() if look.read is None else look.read)
-        self._go_on()
-
-    @precondition(lambda self: self.world.looks)
-    @rule(data=st.data())
-    def the_engine_fails(self, data: st.DataObject) -> None:
-        look = self._of(data, self.world.looks)
-        look.answer.set_exception(EngineDown(Text("the engine does not answer")))
-        self._go_on()
 
     @precondition(lambda self: self.world.boxes)
     @rule(data=st.data(), removed=st.booleans())
@@ -355,13 +175,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_remembered_that_is_over(self) -> None:
-        assert self.ledger.in_flight() == {start.lease_id for start in self.starts if start.cards is not None}
+        assert self.ledger.in_flight() == {start.lease_id for start in self.starts if start.held is not None}
         if not self.world.looks:
             assert not self.ledger._settled
-
-    def teardown(self) -> None:
-        self.the_hub_is_killed()
-        self.loop.close()
 
 
 def test_no_interleaving_promises_a_card_twice() -> None:
