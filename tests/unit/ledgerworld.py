@@ -73,7 +73,7 @@ class Look:
 class Start:
     """A start by the protocol of `launch`: reserve, create, run, settle; or undo, and release only then.
 
-    `place` is where it waits, `held` what it was granted.
+    `place` is where it waits, `held` what it was granted; `doomed` says that it was cancelled or will be.
     """
 
     claim: Claim
@@ -83,6 +83,7 @@ class Start:
     held: Held | None = None
     created: bool = False
     undoing: bool = False
+    doomed: bool = False
 
     @property
     def lease_id(self) -> str:
@@ -145,11 +146,14 @@ class StartsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
+        self.loop = self._new_loop()
         self.world = World()
         self.starts: list[Start] = []
         self.made = 0
         self.ledger = self._ledger()
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.new_event_loop()
 
     def _ledger(self) -> Ledger:
         return Ledger(self.world.look_at_labels, self.world.look_at_gpus, POLICY)
@@ -196,10 +200,14 @@ class StartsMachine(RuleBasedStateMachine):
         ends = None if seconds is None else self.world.now + timedelta(seconds=seconds)
         return Held(grant.cards, start.claim.owner, ends)
 
-    def promises(self) -> Promises:
+    def held(self) -> dict[str, Held]:
         """The truth: by containers that may run, and by starts that were told "yes"."""
         started = {start.lease_id: start.held for start in self.starts if start.held is not None}
-        return {key: held.cards for key, held in {**started, **self.world.holdings()}.items()}
+        return {**started, **self.world.holdings()}
+
+    def promises(self) -> Promises:
+        """The cards of these."""
+        return {key: held.cards for key, held in self.held().items()}
 
     def _of(self, data: st.DataObject, items: list[Any]) -> Any:
         return data.draw(st.sampled_from(items))

@@ -1,0 +1,537 @@
+"""The waiting line under everything that can happen at once.
+
+A state machine over the real ledger, the rules of the line, limits and reservations, the caretaker and its file; the
+engine, the driver and time are models, so that each await is a step and every interleaving can be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, precondition, rule
+
+from gpuspawner.cards import CardsFile
+from gpuspawner.caretaker import DRAIN_GRACE_SECONDS, Caretaker
+from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, OverLimit, QueueTimedOut, Reason, Refused
+from gpuspawner.gpus import GpuUuid, Inventory, Sample, Xid
+from gpuspawner.leases import CardShare, Held, Owner
+from gpuspawner.ledger import TICK_SECONDS, Ledger, Place, Standing
+from gpuspawner.limits import Limits
+from gpuspawner.placement import Occupancy, able_cards, place
+from gpuspawner.quarantine import Drained
+from gpuspawner.queueing import GOING, Scene, Waiter
+from gpuspawner.reservations import HORIZON, Calendar, Window
+from gpuspawner.terms import Claim, People, Rules
+from tests.strategies import assert_within_cards
+from tests.unit.ledgerworld import ALL, CARDS, LOST, POLICY, UNKNOWN, Start, StartsMachine, World, down, requests
+
+GROUPS = {
+    "ann": frozenset({"students"}),
+    "bob": frozenset({"students"}),
+    "cho": frozenset({"class"}),
+    "dan": frozenset({"class", "students"}),
+    "eva": frozenset[str](),
+}
+GPUS, SHARE, WAITING = 2, 16 << 30, 2
+LIMITS = Limits.parse(
+    {"user": {"gpus": GPUS, "gpu_memory": "16G", "waiting": WAITING}, "groups_total": {"students": {"gpus": GPUS}}}
+)
+CALENDAR = Calendar.parse(
+    [
+        {"group": "class", "gpus": 2, "weekly": "Mon 10:00-12:00", "timezone": "UTC"},
+        {"group": "class", "gpus": 1, "weekly": "Mon 13:00-14:00", "timezone": "UTC", "before": "refuse"},
+        {"group": "students", "gpus": 1, "weekly": "Mon 15:00-16:00", "timezone": "UTC", "gpu_model": "3060"},
+    ]
+)
+HOUSES = {
+    "without rules": Rules(),
+    "limits": Rules(limits=LIMITS),
+    "reservations": Rules(calendar=CALENDAR),
+    "both": Rules(LIMITS, CALENDAR),
+}
+NOBODY_OF_OURS, LEFT_BEHIND = 7, 8
+UUIDS = [gpu.uuid for gpu in CARDS]
+
+
+class StillLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time moves when a rule says so."""
+
+    seconds = 1000.0
+
+    def time(self) -> float:
+        return self.seconds
+
+
+class AtOnce(ThreadPoolExecutor):
+    """What is sent to a thread is done before the next step."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+@dataclass
+class Driver:
+    """The cards as their driver sees them: what is lost or gone, and what computes on them."""
+
+    world: World
+    now: Callable[[], float]
+    lost: set[GpuUuid] = field(default_factory=set)
+    gone: set[GpuUuid] = field(default_factory=set)
+    foreign: set[GpuUuid] = field(default_factory=set)
+    left_behind: set[GpuUuid] = field(default_factory=set)
+    xids: list[Xid] = field(default_factory=list)
+    unknown: bool = False
+
+    async def inventory(self) -> Inventory:
+        """The cards and their processes, now."""
+        if self.unknown:
+            return UNKNOWN
+        cards = tuple(replace(gpu, fault=LOST if gpu.uuid in self.lost else None) for gpu in CARDS)
+        there = tuple(gpu for gpu in cards if gpu.uuid not in self.gone)
+        well = [gpu.uuid for gpu in there if gpu.fault is None]
+        return Inventory(there, samples={uuid: Sample(self.now(), None, self._pids(uuid), False) for uuid in well})
+
+    look_anew = inventory
+
+    def take_xids(self) -> tuple[Xid, ...]:
+        """Told once."""
+        taken, self.xids = tuple(self.xids), []
+        return taken
+
+    def _pids(self, uuid: GpuUuid) -> tuple[int, ...]:
+        running = [box for box in self.world.boxes.values() if box.state == "running"]
+        ours = [100 + n for n, box in enumerate(running) if any(card.uuid == uuid for card in box.held.cards)]
+        return (*[LEFT_BEHIND] * (uuid in self.left_behind), *[NOBODY_OF_OURS] * (uuid in self.foreign), *ours)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One grant, with what it was decided on and those that were ahead in the line and may have something now."""
+
+    waiter: Waiter
+    claim: Claim
+    cards: tuple[CardShare, ...]
+    scene: Scene
+    ahead: tuple[Waiter, ...]
+
+
+class WatchedLedger(Ledger):
+    """The real one; it writes down its grants, since a decision can make several."""
+
+    given: list[Given]
+
+    def _serve(self, served: Place, cards: tuple[CardShare, ...], scene: Scene) -> Held:
+        ahead = []
+        for each in self._line.values():
+            if each is served:
+                break
+            if each.terms.refusal is None:
+                ahead.append(each.waiter)
+        self.given.append(Given(served.waiter, served.claim, cards, scene, tuple(ahead)))
+        return super()._serve(served, cards, scene)
+
+
+class LineMachine(StartsMachine):
+    """The real line on real rules; every await is a rule of its own."""
+
+    steps: ClassVar[int] = 0
+    waited: ClassVar[int] = 0
+    errors: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.rules, self.max_overtakes = Rules(), 0
+        self.folder = TemporaryDirectory()
+        self.file = CardsFile(Path(self.folder.name))
+        self.order: list[str] = []
+        self.passed: dict[str, int] = {}
+        self.drained: set[GpuUuid] = set()
+        self.struck: set[GpuUuid] = set()
+        self.unclean: dict[GpuUuid, float] = {}
+        super().__init__()
+        self.world.quick = True
+
+    @initialize(house=st.sampled_from(list(HOUSES)), max_overtakes=st.integers(0, 2))
+    def a_house(self, house: str, max_overtakes: int) -> None:
+        """What rules it has."""
+        self.rules, self.max_overtakes = HOUSES[house], max_overtakes
+        self.ledger = self._ledger()
+
+    def _new_loop(self) -> StillLoop:
+        loop = StillLoop()
+        loop.set_default_executor(AtOnce())
+        loop.set_exception_handler(lambda _, context: self.errors.append(str(context)))
+        return loop
+
+    @cached_property
+    def driver(self) -> Driver:
+        """It outlives a Hub that is killed."""
+        return Driver(self.world, self.loop.time)
+
+    def _ledger(self) -> WatchedLedger:
+        """That of a Hub which comes up, with a caretaker of its own."""
+        self.caretaker = Caretaker(
+            self.driver,
+            self.world.look_at_labels,
+            Path(self.folder.name),
+            clock=lambda: self.world.now,
+            now=self.loop.time,
+        )
+        ledger = WatchedLedger(
+            self.caretaker.holdings,
+            self.caretaker.inventory,
+            POLICY,
+            max_overtakes=self.max_overtakes,
+            rules=self.rules,
+            look_at_people=lambda users: People(groups_of={user: GROUPS[user] for user in users}),
+            clock=lambda: self.world.now,
+        )
+        self.caretaker.promises = ledger
+        self.given = ledger.given = []
+        self.order, self.passed = [], {}
+        return ledger
+
+    def _waits(self, start: Start) -> None:
+        if start.place is not None:
+            type(self).waited += 1
+            self.order.append(start.lease_id)
+
+    def _refused(self, start: Start, error: BaseException | None) -> None:
+        if error is None:
+            assert start.doomed
+            return
+        assert isinstance(error, (NoRoom, GpusUnknown, OverLimit, EngineDown, QueueTimedOut))
+        if start.waits:
+            assert error.reason not in (Reason.BUSY, Reason.RESERVED), f"it would have waited: {error}"
+        else:
+            assert not isinstance(error, QueueTimedOut)
+
+    def _go_on(self) -> None:
+        super()._go_on()
+        while self.given:
+            self._judge(self.given.pop(0))
+
+    # What a Hub does
+
+    @rule(number=st.integers(1, 3), data=st.data())
+    def some_begin(self, number: int, data: st.DataObject) -> None:
+        """Whether they wait, and for how long, is their own affair."""
+        for _ in range(number if len(self.starts) < 12 else 0):
+            self._one_begins(data)
+        self._go_on()
+
+    def _one_begins(self, data: st.DataObject) -> Start:
+        self.made += 1
+        user = data.draw(st.sampled_from(list(GROUPS)))
+        name = f"lease-{self.made}"
+        minutes = data.draw(st.sampled_from((30, 60, 240, None)))
+        claim = Claim(
+            name, data.draw(requests()), Owner(user, name), None if minutes is None else minutes * 60, GROUPS[user]
+        )
+        return self._begin(claim, data.draw(st.sampled_from((1e6, 1e6, 1e6, 5 * TICK_SECONDS, None))))
+
+    @rule(data=st.data(), steps=st.integers(0, 12))
+    def one_begins_and_is_cancelled_on_the_way(self, data: st.DataObject, steps: int) -> None:
+        """After so many turns of the event loop."""
+        start = self._one_begins(data)
+        for _ in range(steps):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        start.doomed = True
+        start.reserving.cancel()
+        self._go_on()
+        # A grant that was already in its hands is undone by the launch.
+        start.undoing = True
+
+    @precondition(lambda self: self._waiting())
+    @rule(data=st.data())
+    def one_will_be_cancelled_in_the_moment_of_the_grant(self, data: st.DataObject) -> None:
+        """The grant is there, and whoever it is for has not been woken yet."""
+        start = self._of(data, self._waiting())
+        start.doomed = True
+        start.place.granted.add_done_callback(lambda _: start.reserving.cancel())
+
+    @rule(sure=st.integers(0, 3))
+    def the_hub_is_killed(self, sure: int) -> None:
+        """And comes up again: the line is empty, the containers are there, and so is the file."""
+        if sure == 0:
+            self._kill_the_hub()
+
+    def _waiting(self) -> list[Start]:
+        return [start for start in self.starts if start.place is not None and start.held is None]
+
+    # What the world does
+
+    @rule(how=st.sampled_from(("answers", "answers", "answers", "hangs", "500", "restarts", "restarts hard")))
+    def the_engine_changes(self, how: str) -> None:
+        """A restart ends what it was asked, and without live restore every container with it."""
+        self.world.quick = how != "hangs"
+        self.world.broken = how == "500"
+        for look in self.world.looks if self.world.quick else []:
+            if how == "answers":
+                look.answer.set_result(self.world.holdings() if look.read is None else look.read)
+            else:
+                look.answer.set_exception(down())
+        for lease_id in list(self.world.boxes) if how == "restarts hard" else []:
+            if self.world.boxes[lease_id].state == "running":
+                self._end(lease_id)
+        self._go_on()
+
+    @precondition(lambda self: self.world.boxes)
+    @rule(data=st.data(), removed=st.booleans(), told=st.booleans(), leaves=st.booleans())
+    def a_container_ends(self, data: st.DataObject, removed: bool, told: bool, leaves: bool) -> None:
+        """It dies, is stopped, or is removed from outside; the Hub may hear of it; something may stay on the card."""
+        lease_id = self._of(data, list(self.world.boxes))
+        if leaves and self.world.boxes[lease_id].state == "running":
+            self.driver.left_behind.update(card.uuid for card in self.world.boxes[lease_id].held.cards)
+        self._end(lease_id)
+        if removed:
+            del self.world.boxes[lease_id]
+        if told:
+            self.ledger.nudge()
+        self._go_on()
+
+    def _end(self, lease_id: str) -> None:
+        self.world.boxes[lease_id].state = "exited"
+
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(("clean", "well", "well", "drained", "xid", "lost", "gone", "foreign", "unknown")),
+        index=st.integers(0, len(CARDS) - 1),
+    )
+    def a_card_changes(self, data: st.DataObject, how: str, index: int) -> None:
+        """An admin, the driver or somebody from outside; "well" is all of that over, for every card."""
+        uuid, driver = UUIDS[index], self.driver
+        if how in ("clean", "well"):
+            driver.left_behind.clear()
+        if how == "well":
+            for each in UUIDS:
+                self.file.change(lambda record, each=each: record.undrain(each))
+            driver.unknown = False
+            driver.xids = []
+            for cards in (driver.lost, driver.gone, driver.foreign):
+                cards.clear()
+            self.struck.clear()
+            self.drained.clear()
+        elif how == "drained":
+            self.drained.add(uuid)
+            self.file.change(lambda record: record.drain(uuid, Drained(self.world.now)))
+        elif how == "xid":
+            self.struck.add(uuid)
+            driver.xids.append(Xid(uuid, 79))
+        elif how == "unknown":
+            driver.unknown = True
+        elif how != "clean":
+            {"lost": driver.lost, "gone": driver.gone, "foreign": driver.foreign}[how].add(uuid)
+
+    @rule(hours=st.sampled_from((-3, -1, 0.5, 1, 3, 24)))
+    def the_clock_jumps(self, hours: float) -> None:
+        """Of the wall; the other one never does."""
+        self.world.now += timedelta(hours=hours)
+
+    @rule(minutes=st.sampled_from((1, 10, 30, 60)), punctual=st.booleans())
+    def time_passes(self, minutes: int, punctual: bool) -> None:
+        """Leases come to their end, and somebody who is `punctual` stops them then."""
+        self._pass(60 * minutes)
+        for lease_id, box in list(self.world.boxes.items()) if punctual else []:
+            if box.held.ends is not None and box.held.ends <= self.world.now:
+                self._end(lease_id)
+        # The Hub clears away what was created and is never started.
+        for lease_id, box in list(self.world.boxes.items()):
+            if box.state == "exited" or (box.state == "created" and lease_id not in self.ledger.in_flight()):
+                del self.world.boxes[lease_id]
+
+    @rule()
+    def a_tick(self) -> None:
+        """Where the engine answers, and did before, nobody waits beside a card that they could have."""
+        settled = self.world.quick and not self.world.broken and not self.world.looks
+        self._pass(TICK_SECONDS)
+        if settled:
+            self._the_truth_is_seen()
+            still = self._left_waiting()
+            if still:
+                self._pass(TICK_SECONDS)
+                assert not still & self._left_waiting(), f"{still} may pass those ahead, and have waited for two ticks"
+
+    def _pass(self, seconds: float) -> None:
+        self.loop.seconds += seconds + 0.001
+        self.world.now += timedelta(seconds=seconds)
+        self._go_on()
+
+    # What always holds
+
+    @invariant()
+    def nothing_is_promised_beyond_cards_and_limits(self) -> None:
+        """By containers that may run and starts that were told "yes", whatever became of them since."""
+        type(self).steps += 1
+        held = list(self.held().values())
+        assert_within_cards([card for each in held for card in each.cards], ALL, POLICY)
+        if self.rules.limits == LIMITS:
+            for user in GROUPS:
+                cards = [card for each in held if each.owner and each.owner.user == user for card in each.cards]
+                assert sum(card.whole for card in cards) <= GPUS
+                assert sum(card.memory_bytes or 0 for card in cards) <= SHARE
+                line = [place.claim.owner for place in self.ledger._line.values()]
+                assert sum(owner is not None and owner.user == user for owner in line) <= WAITING
+            students = [each for each in held if each.owner and "students" in GROUPS[each.owner.user]]
+            assert sum(card.whole for each in students for card in each.cards) <= GPUS
+
+    @invariant()
+    def the_line_is_in_order_and_nothing_is_left_of_what_is_over(self) -> None:
+        """Of a start that failed neither a card nor a place."""
+        waiting = {start.lease_id for start in self._waiting()}
+        assert list(self.ledger._line) == [name for name in self.order if name in waiting]
+        assert self.ledger.in_flight() == {start.lease_id for start in self.starts if start.held is not None}
+        if not self.world.looks:
+            assert not self.ledger._settled
+        assert not self.errors
+        for uuid in {card.uuid for held in self.held().values() for card in held.cards}:
+            self.unclean.pop(uuid, None)
+
+    def _judge(self, given: Given) -> None:
+        """Whether this grant was right, by what it was decided on."""
+        scene, now = given.scene, given.scene.now
+        for card in given.cards:
+            gpu = scene.inventory.get(card.uuid)
+            assert gpu is not None
+            assert gpu.fault is None
+        for waiter in given.ahead:
+            if _able(waiter, scene) & _able(given.waiter, scene):
+                self.passed[waiter.id] = self.passed.get(waiter.id, 0) + 1
+                assert self.passed[waiter.id] <= self.max_overtakes
+        ends = given.waiter.ends(now)
+        lease = Held(given.cards, given.claim.owner, ends)
+        for window in self.rules.calendar.windows(now, now + HORIZON if ends is None else ends):
+            if window.group not in given.claim.groups:
+                before, after = (_left_to(window, scene, held) for held in (scene.held, (*scene.held, lease)))
+                assert after == before or after >= window.count, f"{given.cards} were the class's, {window}"
+
+    def _look(self) -> Standing:
+        return self.loop.run_until_complete(self.ledger.standing())
+
+    def _the_truth_is_seen(self) -> None:
+        """What is lost, drained or struck is out; what is well is in; only what is not clean is held by nobody."""
+        standing, driver = self._look(), self.driver
+        if driver.unknown:
+            assert standing.inventory.trouble is not None
+            return
+        dirty = driver.left_behind | driver.foreign
+        for uuid in UUIDS:
+            seen = standing.inventory.get(uuid)
+            assert (seen is None) == (uuid in driver.gone)
+            if seen is not None and uuid in driver.lost | self.drained | self.struck:
+                assert seen.fault is not None
+            elif seen is not None and uuid not in dirty:
+                assert seen.fault is None
+        of_somebody = [held for held in standing.held if held.owner is not None]
+        assert Counter(of_somebody) == Counter(held for held in self.held().values() if held.cards)
+        leased = {card.uuid for held in of_somebody for card in held.cards}
+        unclean = {card.uuid: held.ends for held in standing.held if held.owner is None for card in held.cards}
+        well = {gpu.uuid for gpu in standing.inventory.gpus if gpu.fault is None}
+        assert well & dirty - leased <= unclean.keys() <= dirty - leased
+        self.unclean = {uuid: self.unclean.get(uuid, self.loop.time()) for uuid, ends in unclean.items() if ends}
+        for since in self.unclean.values():
+            assert self.loop.time() - since < DRAIN_GRACE_SECONDS
+
+    def _left_waiting(self) -> set[str]:
+        """Those who could be served now without harm to anybody ahead.
+
+        Whoever fits and competes with nobody ahead has been served by now.
+        """
+        standing = self._look()
+        scene = Scene(standing.inventory, standing.held, POLICY, self.world.now)
+        ahead: list[Waiter] = []
+        found = set()
+        for each in self.ledger._line.values() if standing.inventory.trouble is None else []:
+            terms = self.rules.terms(each.claim, scene, People(groups_of=GROUPS))
+            if terms.refusal is not None:
+                continue
+            waiter = replace(each.waiter, barred=terms.barred, time_limit_seconds=terms.time_limit_seconds)
+            rivals = [other for other in ahead if _able(other, scene) & _able(waiter, scene)]
+            ahead.append(waiter)
+            if _fits(waiter, scene, scene.held):
+                assert rivals, f"{waiter} fits, and nobody ahead wants those cards"
+                ends, promise = waiter.ends(scene.now), _promise(rivals[0], scene)
+                tired = any(self.passed.get(other.id, 0) >= self.max_overtakes for other in rivals)
+                if not tired and ends is not None and promise is not None and ends + GOING <= promise:
+                    found.add(waiter.id)
+        return found
+
+    def teardown(self) -> None:
+        """With its folder."""
+        super().teardown()
+        self.folder.cleanup()
+
+
+def _able(waiter: Waiter, scene: Scene) -> set[GpuUuid]:
+    """The cards that could serve it one day."""
+    found = set(able_cards(waiter.request, scene.inventory, scene.policy)) - waiter.barred
+    return found if len(found) >= (waiter.request.count or 1) else set()
+
+
+def _fits(waiter: Waiter, scene: Scene, held: Iterable[Held]) -> bool:
+    taken = Occupancy.of(*(each.cards for each in held), (CardShare(uuid) for uuid in waiter.barred))
+    try:
+        place(waiter.request, scene.inventory, taken, scene.policy)
+    except Refused:
+        return False
+    return True
+
+
+def _promise(waiter: Waiter, scene: Scene) -> datetime | None:
+    """The first end of a lease at which it fits, every lease ending on time."""
+    for end in sorted(held.ends for held in scene.held if held.ends is not None):
+        if _fits(waiter, scene, [held for held in scene.held if held.ends is None or held.ends > end]):
+            return max(end, scene.now)
+    return None
+
+
+def _left_to(window: Window, scene: Scene, held: Iterable[Held]) -> int:
+    """How many cards the class finds when it begins, by what is held: none of others' on them."""
+
+    def blocks(each: Held) -> bool:
+        ours = each.owner is not None and window.group in GROUPS[each.owner.user]
+        return not ours and (window.start <= scene.now or each.ends is None or each.ends > window.start)
+
+    others = {card.uuid for each in held if blocks(each) for card in each.cards}
+    return sum(window.takes(gpu) and gpu.uuid not in others for gpu in scene.inventory.gpus)
+
+
+class Complaints(logging.Handler):
+    """What the Hub's log would call an error: a look at the line that broke is caught there, and must not happen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            LineMachine.errors.append(record.getMessage())
+
+
+def test_no_interleaving_breaks_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least two thousand steps, each followed by all invariants."""
+    LineMachine.steps = LineMachine.waited = 0
+    LineMachine.errors.clear()
+    log, complaints = logging.getLogger("gpuspawner"), Complaints()
+    monkeypatch.setattr(log, "propagate", False)
+    log.addHandler(complaints)
+    machine: Any = LineMachine
+    machine.TestCase.settings = settings(
+        max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    try:
+        machine.TestCase().runTest()
+    finally:
+        log.removeHandler(complaints)
+    assert LineMachine.steps >= 2000
+    assert LineMachine.waited >= 100
