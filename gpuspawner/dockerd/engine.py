@@ -195,13 +195,16 @@ class Engine:
         found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*HOLDING_STATES]})
         return tuple(_leased(entry) for entry in found)
 
-    async def holdings(self) -> dict[str, Held]:
-        """Lease id → what it holds, from the labels: what `ledger.Ledger` counts with."""
+    async def holdings(self, extended: Mapping[str, datetime] | None = None) -> dict[str, Held]:
+        """Lease id → what it holds, from the labels: what `ledger.Ledger` counts with.
+
+        `extended`: lease id → new end, of leases that were given more time.
+        """
         found = {}
         for entry in await self.leased():
             lease = entry.lease
             found[lease.id if lease else entry.id] = (
-                Held(entry.cards, lease.owner, lease.ends) if lease else Held(entry.cards)
+                Held(entry.cards, lease.owner, lease.ends_with(extended or {})) if lease else Held(entry.cards)
             )
         return found
 

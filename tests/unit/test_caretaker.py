@@ -111,7 +111,7 @@ class Desk:
 
     async def reserve(self, lease_id: str = "new") -> tuple[GpuUuid, ...]:
         """One whole card."""
-        cards = await self.ledger.reserve(Claim(lease_id, GpuRequest(count=1)))
+        cards = (await self.ledger.reserve(Claim(lease_id, GpuRequest(count=1)))).cards
         return tuple(card.uuid for card in cards)
 
     async def faults(self) -> dict[GpuUuid, str]:
