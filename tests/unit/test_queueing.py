@@ -149,8 +149,8 @@ def test_rule_1_of_two_alike_the_first_is_served_first(situation: tuple[Scene, l
     """The served ones of a kind are those who came first."""
     at, line = situation
     grants = serve(line, at).grants
-    for kind in {waiter.kind for waiter in line}:
-        alike = [waiter.id in grants for waiter in line if waiter.kind == kind]
+    for kind in {(waiter.want, waiter.time_limit_seconds) for waiter in line}:
+        alike = [waiter.id in grants for waiter in line if (waiter.want, waiter.time_limit_seconds) == kind]
         assert alike == sorted(alike, reverse=True)
 
 
