@@ -61,6 +61,7 @@ async def test_a_clean_end_is_no_accident(lab: Lab, alice: Person) -> None:
     assert (await alice.start({})).status == 201
 
 
+@pytest.mark.fault(34, 37)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -83,6 +84,7 @@ async def test_an_engine_that_does_not_answer_is_no_proof_of_a_stop(
     assert await alice.user.spawners[""].poll_and_notify() is None
 
 
+@pytest.mark.fault(21)
 async def test_a_container_removed_from_outside_ends_the_lease(lab: Lab, alice: Person, bob: Person) -> None:
     """`docker rm -f` by an admin: the card is free at once, and the Hub notices at its next look."""
     await alice.start({"profile": "two"})
@@ -93,6 +95,7 @@ async def test_a_container_removed_from_outside_ends_the_lease(lab: Lab, alice: 
     assert await alice.model() == {}
 
 
+@pytest.mark.fault(3)
 async def test_a_paused_server_holds_its_card(lab: Lab, alice: Person, bob: Person) -> None:
     """Somebody's `docker pause` frees nothing."""
     await alice.start({"profile": "two"})
@@ -101,6 +104,7 @@ async def test_a_paused_server_holds_its_card(lab: Lab, alice: Person, bob: Pers
     assert (await bob.start({"profile": "gpu"})).status == 409
 
 
+@pytest.mark.fault(19)
 async def test_stopping_twice_is_harmless(lab: Lab, alice: Person) -> None:
     """Two stops at once, and more of them afterwards, end the same way."""
     await alice.start({"profile": "gpu"})
@@ -119,6 +123,7 @@ async def test_a_stop_has_freed_the_card_when_it_answers(lab: Lab, alice: Person
     assert (await bob.start({"profile": "two"})).status == 201
 
 
+@pytest.mark.fault(4, 26, 35)
 async def test_a_stop_that_hangs_is_given_up_and_the_card_stays_held(
     lab: Lab, alice: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +165,7 @@ async def test_a_stop_while_the_engine_is_down_happens_as_soon_as_it_is_back(lab
     await lab.nothing_is_left(alice)
 
 
+@pytest.mark.fault(18, 35)
 async def test_a_start_after_a_stop_that_failed_waits_for_it(lab: Lab, alice: Person) -> None:
     """The late removal takes the old container, and never the new one."""
     await alice.start({"profile": "two"})
@@ -174,6 +180,7 @@ async def test_a_start_after_a_stop_that_failed_waits_for_it(lab: Lab, alice: Pe
     assert alice.container().running
 
 
+@pytest.mark.fault(42)
 async def test_a_deleted_user_leaves_no_lease(lab: Lab, alice: Person, admin: Person) -> None:
     """The admin deletes an account whose server runs: server, container and lease go with it."""
     await alice.start({"profile": "gpu"})

@@ -107,6 +107,7 @@ async def test_who_can_build_what_was_never_built(house: House) -> None:
         assert {offer.profile.slug: str(offer.remedy) for offer in offers if offer.remedy} == {"one": words}
 
 
+@pytest.mark.fault(22)
 async def test_what_is_held_is_counted(house: House) -> None:
     """Of this Hub and of others: labels and reservations in flight."""
     cards = [gpu.uuid for gpu in (await house.gpus.inventory()).gpus]
@@ -288,6 +289,7 @@ async def test_a_start_that_began_after_the_look_is_left_alone(standin: StandinE
     assert standin.container("new")
 
 
+@pytest.mark.fault(17)
 async def test_it_goes_on_for_as_long_as_the_hub_lives(
     standin: StandinEngine, house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

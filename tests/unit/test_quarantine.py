@@ -78,8 +78,9 @@ def room() -> Room:
 # Somebody from outside
 
 
+@pytest.mark.fault(13)
 def test_a_process_on_a_card_that_nobody_leased_is_foreign_until_it_is_gone(room: Room) -> None:
-    """Fault 13: the card is left out and says so; the other one is not concerned."""
+    """The card is left out and says so; the other one is not concerned."""
     assert room.look(pids=(4711,), used=8 * GIB) == {A: Cause.FOREIGN}
     assert room.faults[A].text.en.startswith("This GPU is in use from outside")
     assert "외부" in room.faults[A].text.ko
@@ -125,6 +126,7 @@ def test_processes_that_are_not_told_are_no_evidence(room: Room) -> None:
 # After a lease
 
 
+@pytest.mark.fault(25, 47)
 @pytest.mark.parametrize(
     ("used", "pids", "words"),
     [
@@ -135,7 +137,7 @@ def test_processes_that_are_not_told_are_no_evidence(room: Room) -> None:
 def test_what_a_lease_leaves_behind_holds_the_card_then_faults_it_then_clears(
     room: Room, used: int, pids: tuple[int, ...], words: str
 ) -> None:
-    """Fault 25, fault 47: for the grace the card is still taken, beyond it a fault, and well when it is clean."""
+    """For the grace the card is still taken, beyond it a fault, and well when it is clean."""
     room.look(A, used=20 * GIB, pids=(4711,))
     assert room.look(used=used, pids=pids) == {}
     assert room.clearing == {A}
@@ -240,6 +242,7 @@ def test_cards_that_never_tell_anything_are_leased_again_at_once() -> None:
 # What is remembered
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize(
     ("reason", "sentence"),
     [
@@ -248,7 +251,7 @@ def test_cards_that_never_tell_anything_are_leased_again_at_once() -> None:
     ],
 )
 def test_a_drained_card_is_left_out_and_says_why(room: Room, reason: str, sentence: str) -> None:
-    """Fault 8: also while it is idle and well; and nobody who has it loses it."""
+    """Also while it is idle and well; and nobody who has it loses it."""
     room.record = room.record.drain(A, Drained(AT, "kim", reason))
     assert room.look() == {A: Cause.DRAINED}
     assert room.faults[A].text.en == sentence
@@ -259,8 +262,9 @@ def test_a_drained_card_is_left_out_and_says_why(room: Room, reason: str, senten
     assert room.look(A) == {}
 
 
+@pytest.mark.fault(24, 28)
 def test_an_xid_stays_until_an_admin_clears_it(room: Room) -> None:
-    """Fault 24: the card is checked again before each lease, and looking well is not enough."""
+    """The card is checked again before each lease, and looking well is not enough."""
     room.record = room.record.strike(A, Struck(AT, 79))
     assert room.look() == {A: Cause.XID}
     assert room.look(after=1e6) == {A: Cause.XID}
@@ -275,15 +279,17 @@ def test_the_first_xid_is_the_one_that_is_shown() -> None:
     assert record.struck[A].xid == 79
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("xid", [13, 31, 43, 45, 68, 109])
 def test_errors_of_programs_do_not_take_a_card_away(xid: int) -> None:
-    """Fault 28: NVIDIA's own list."""
+    """NVIDIA's own list."""
     assert not quarantine.is_critical(xid)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("xid", [48, 62, 74, 79, 94, 95, 119, 140])
 def test_every_other_xid_does(xid: int) -> None:
-    """Fault 28: double bit errors, a link, the bus, contained errors, the firmware."""
+    """Double bit errors, a link, the bus, contained errors, the firmware."""
     assert quarantine.is_critical(xid)
 
 
