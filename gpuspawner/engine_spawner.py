@@ -111,8 +111,12 @@ class EngineSpawner(DockerSpawner):
     async def _look(self) -> int | None:
         if self.being_undone:
             return 0
+        seen = self.object_id
         inspected = await self.get_object()
         if inspected is None:
+            if seen and self.server and not self._start_pending and not self._stop_pending:
+                self.log.warning("The container of %s (%s) was removed from outside.", self._log_name, seen)
+                self.died(await explain_death(self.engine, None, None))
             return 0
         state = inspected["State"]
         if state["Running"]:
@@ -123,6 +127,7 @@ class EngineSpawner(DockerSpawner):
             if state["ExitCode"] != 0:  # 0: shut down from inside, which its owner knows
                 self.died(death)
             await self.engine.remove(inspected["Id"])
+            self.object_id = ""  # by us: the next look must not take it for removed from outside
         return int(state["ExitCode"])
 
     async def get_url(self) -> str:

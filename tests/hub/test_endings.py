@@ -57,7 +57,8 @@ async def test_a_clean_end_is_no_accident(lab: Lab, alice: Person) -> None:
     lab.engine.die(alice.container().name, 0)
     assert await alice.user.spawners[""].poll_and_notify() == 0
     await lab.nothing_is_left(alice)
-    assert "ended by itself" not in (await alice.form()).text
+    for words in ("ended by itself", "removed from outside"):
+        assert words not in (await alice.form()).text
     assert (await alice.start({})).status == 201
 
 
@@ -86,13 +87,14 @@ async def test_an_engine_that_does_not_answer_is_no_proof_of_a_stop(
 
 @pytest.mark.fault(21)
 async def test_a_container_removed_from_outside_ends_the_lease(lab: Lab, alice: Person, bob: Person) -> None:
-    """`docker rm -f` by an admin: the card is free at once, and the Hub notices at its next look."""
+    """`docker rm -f` by an admin: the card is free at once, the Hub notices at its next look, and the owner is told."""
     await alice.start({"profile": "two"})
     assert (await bob.start({"profile": "gpu"})).status == 409
     lab.engine.remove(alice.container().name)
     assert (await bob.start({"profile": "gpu"})).status == 201
     assert await alice.user.spawners[""].poll_and_notify() == 0
     assert await alice.model() == {}
+    assert "The container of your server was removed from outside." in (await alice.form()).page.get_text()
 
 
 @pytest.mark.fault(3)
@@ -178,6 +180,27 @@ async def test_a_start_after_a_stop_that_failed_waits_for_it(lab: Lab, alice: Pe
     await until(lambda: alice.user.spawners[""].ready, "the new one is ready")
     assert old.removed
     assert alice.container().running
+
+
+@pytest.mark.fault(26)
+async def test_whoever_cannot_be_stopped_may_start_elsewhere(
+    lab: Lab, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stuck server's own name waits for it, and says so in time; another name gets the other card at once."""
+    monkeypatch.setattr(engine_spawner, "STOP_GRACE_SECONDS", 0.1)
+    lab.configure(engine_timeout=1.0, start_timeout=5)
+    await alice.start({"profile": "gpu"})
+    with lab.engine.faults.during(HangsOnStop(container="jupyter-alice")):
+        await alice.stop()
+        await until(lambda: not alice.user.spawners[""].pending, "the stop has been given up")
+        answer = await alice.start({"profile": "gpu"})
+        assert answer.status == 504
+        assert "(last step: Preparing your server)" in answer.message
+        assert (await alice.start({"profile": "gpu"}, server="exp")).status == 201
+        assert alice.container("exp").gpus == ("GPU-bbbb",)
+        assert set(await lab.leased()) == {"GPU-aaaa", "GPU-bbbb"}
+    await alice.stop("exp")
+    await lab.nothing_is_left(alice)
 
 
 @pytest.mark.fault(42)
