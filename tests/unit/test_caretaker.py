@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
+from gpuspawner import ledger
 from gpuspawner.cards import NAME, CardsFile
 from gpuspawner.caretaker import UNREADABLE, Caretaker
 from gpuspawner.errors import EngineDown, NoRoom, Reason
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
 from gpuspawner.leases import CardShare, Held, Holdings
-from gpuspawner.ledger import Claim, Ledger
+from gpuspawner.ledger import Claim, Ledger, Place
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.quarantine import Drained
@@ -360,6 +361,47 @@ async def test_a_card_is_handed_over_when_it_is_clean(desk: Desk, caplog: pytest
     desk.driver.pids[A] = ()
     assert await desk.reserve() == (A,)
     assert f"{A} is in use again" in caplog.text
+
+
+@pytest.mark.fault(47)
+async def test_who_waits_is_the_next_when_the_card_is_clean(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server before is gone and its process is not: the head of the line keeps its place, and gets the card."""
+    monkeypatch.setattr(ledger, "TICK_SECONDS", 0.01)
+    desk.labels["other"] = Held((CardShare(B),))
+    desk.serve(A)
+    desk.driver.pids[A] = (1,)
+    request = GpuRequest(count=1)
+    places: list[Place | None] = []
+    waiting = [
+        asyncio.ensure_future(desk.ledger.reserve(Claim(name, request), wait_seconds=SOON, on_wait=places.append))
+        for name in ("head", "next")
+    ]
+    await until(lambda: len(places) == 2)
+    del desk.labels["lease"]
+    looks = desk.driver.looks
+    await until(lambda: desk.driver.looks > looks + 5)
+    assert not any(task.done() for task in waiting)
+    desk.driver.pids[A] = ()
+    assert await waiting[0] == (CardShare(A),)
+    assert [waiter.id for waiter in (await desk.ledger.standing()).line] == ["next"]
+    waiting[1].cancel()
+    await asyncio.wait([waiting[1]])
+
+
+@pytest.mark.fault(37, 38)
+async def test_an_end_that_only_the_engine_tells_of_frees_no_card(desk: Desk) -> None:
+    """A daemon that died says "exited" (255) of a server whose process lives on: what runs on the card is believed."""
+    desk.labels["other"] = Held((CardShare(B),))
+    desk.serve(A)
+    desk.driver.pids[A] = (1,)
+    await desk.ledger.standing()
+    del desk.labels["lease"]
+    for after in (0.0, GRACE, 1000.0):
+        desk.driver.now += after
+        with pytest.raises(NoRoom):
+            await desk.reserve()
+    desk.driver.pids[A] = ()
+    assert await desk.reserve() == (A,)
 
 
 async def test_a_server_that_is_started_again_at_once_gets_its_card(desk: Desk) -> None:

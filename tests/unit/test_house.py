@@ -267,6 +267,17 @@ async def test_only_what_nobody_will_start_is_removed(standin: StandinEngine, ho
     assert standin.container("running").running
 
 
+@pytest.mark.fault(16)
+async def test_clearing_away_twice_is_once(standin: StandinEngine, house: House) -> None:
+    """Two rounds at once and one more: what is gone is gone, and nothing else goes with it."""
+    for name in ("abandoned", "running"):
+        await create(house, name, encode(lease(name)))
+    await house.engine.call("start", "running")
+    await asyncio.gather(house.remove_abandoned(), house.remove_abandoned())
+    await house.remove_abandoned()
+    assert [container.name for container in standin.containers] == ["running"]
+
+
 async def test_a_start_that_is_under_way_is_left_alone(standin: StandinEngine, house: House) -> None:
     """With a card or without; once it has failed and something comes late all the same, that is removed."""
     await house.ledger.reserve(Claim("starting", None))

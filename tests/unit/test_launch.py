@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -817,6 +818,34 @@ async def test_a_card_that_drops_off_while_the_server_boots(rig: Rig) -> None:
     with pytest.raises(GpuNotArrived, match="dropped off") as refused:
         await launch.run()
     assert A in refused.value.detail
+    await rig.assert_nothing_left_of(launch)
+
+
+@pytest.mark.fault(9)
+async def test_cards_that_change_their_numbers_stay_who_they_are(rig: Rig) -> None:
+    """The machine comes up again and counts its cards the other way round: holder and newcomer keep apart by UUID."""
+    await rig.launch(owner=ANN).run()
+    first, second = rig.inventory.gpus
+    rig.inventory = Inventory((replace(second, index=0, minor=3), replace(first, index=1, minor=1)))
+    rig.standin.gpus = {B: 3, A: 1}
+    rig.ledger = Ledger(rig.engine.holdings, rig.look, Policy())
+    assert await rig.held() == [A]
+    await rig.launch(owner=BOB).run()
+    container = rig.standin.container(object_name(BOB))
+    assert (container.gpus, rig.minors(container)) == ((B,), [3])
+    assert container.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert await rig.held() == [A, B]
+
+
+@pytest.mark.fault(32)
+async def test_a_hook_that_takes_too_long_is_named(rig: Rig) -> None:
+    """A driver without persistence mode wakes up too slowly: the log has the hook's words, the student a sentence."""
+    words = "nvidia-container-cli: initialization error: driver rpc error: timed out"
+    launch = rig.launch()
+    with rig.standin.faults.during(HookFails(words)), pytest.raises(DeviceFault) as refused:
+        await launch.run()
+    assert words in refused.value.detail
+    assert "could not be attached" in refused.value.text.en
     await rig.assert_nothing_left_of(launch)
 
 
