@@ -24,7 +24,7 @@ from gpuspawner.caretaker import UNREADABLE, Caretaker
 from gpuspawner.errors import EngineDown, NoRoom, Reason
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
-from gpuspawner.leases import CardShare, Held, Holdings
+from gpuspawner.leases import CardShare, Held, Holdings, Owner
 from gpuspawner.ledger import Claim, Ledger, Place
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import GpuRequest
@@ -442,6 +442,33 @@ async def test_a_fault_is_logged_once_and_once_more_when_its_kind_changes(
         f"{A} is left out (foreign)",
         f"{A} is left out (drained)",
     ]
+
+
+# Held by several
+
+
+@pytest.mark.fault(5)
+async def test_a_card_that_several_hold_is_an_alarm_and_nobody_is_stopped(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, with the names of both; nobody else gets it; and once more when another one joins them."""
+    for number, user in enumerate(("kim", "lee\nforged")):
+        desk.labels[f"lease-{number}"] = Held((CardShare(A),), Owner(user))
+    for number in range(3):
+        assert await desk.reserve(f"{number}") == (B,)
+        desk.ledger.release(f"{number}")
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    said = record.getMessage()
+    assert said.startswith(f"{A} is held by more than it has room for: 'kim' '' (hub 'jupyter', lease-0)")
+    assert "'lee\\nforged'" in said
+    desk.labels["unreadable"] = Held((CardShare(A),))
+    await desk.faults()
+    assert "container unreadable" in caplog.records[-1].getMessage()
+    for name in ("lease-0", "unreadable"):
+        del desk.labels[name]
+    caplog.clear()
+    assert list(await desk.taken()) == [A]
+    assert not caplog.records
 
 
 # On the stand-in driver

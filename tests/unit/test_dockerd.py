@@ -532,6 +532,16 @@ async def test_leases_of_every_hub_count(engine: Engine) -> None:
     )
 
 
+@pytest.mark.fault(5)
+async def test_a_second_container_of_one_lease_counts_as_well(engine: Engine) -> None:
+    """An image that was committed from a server has its labels, and so has whatever is started from it."""
+    await create(engine, "ann", encode(lease(1, CardShare(A))))
+    copy = await create(engine, "copy", encode(lease(1, CardShare(A))))
+    found = await engine.holdings()
+    assert set(found) < {lease(1).id, copy, *(entry.id for entry in await engine.leased())}
+    assert [held.cards for held in found.values()] == [(CardShare(A),)] * 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gpuspawner import quarantine
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample
+from gpuspawner.leases import CardShare, Held
+from gpuspawner.placement import Policy
 from gpuspawner.quarantine import FIRST_IDLE_BYTES, TOLERANCE_BYTES, Cause, Drained, Record, State, Struck, Watched
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB, MIB
@@ -305,6 +307,49 @@ def test_a_drained_card_that_is_lost_says_that_it_is_drained(room: Room) -> None
     room.inventory = Inventory((replace(CARDS[0], fault=Text("lost", "lost")), CARDS[1]))
     room.record = room.record.drain(A, Drained(AT))
     assert room.causes == {A: Cause.DRAINED}
+
+
+# More than there is
+
+
+WHOLE, HALF, MOST = CardShare(A), CardShare(A, 12 * GIB), CardShare(A, 20 * GIB)
+
+
+@pytest.mark.fault(5)
+@pytest.mark.parametrize(
+    ("cards", "too_much"),
+    [
+        pytest.param([WHOLE], False, id="one alone"),
+        pytest.param([WHOLE, WHOLE], True, id="two alone"),
+        pytest.param([WHOLE, HALF], True, id="the whole and a share"),
+        pytest.param([HALF, HALF], False, id="shares that fit"),
+        pytest.param([HALF, MOST], True, id="shares that do not"),
+        pytest.param([WHOLE, CardShare(B)], False, id="each a card"),
+    ],
+)
+def test_a_card_that_several_hold_is_found(cards: list[CardShare], too_much: bool) -> None:
+    """With all that hold it, and no other card."""
+    holdings = {f"lease-{number}": Held((card,)) for number, card in enumerate(cards)}
+    found = quarantine.doubled(Inventory(CARDS), holdings)
+    assert found == ({A: ("lease-0", "lease-1")} if too_much else {})
+
+
+def test_shares_of_a_card_of_unknown_size_are_not_too_many() -> None:
+    """Law 10; two that hold it alone are, whatever its size."""
+    lost = Inventory((replace(CARDS[0], memory_bytes=0, fault=ours.FAULT),))
+    for inventory in (lost, Inventory()):
+        assert quarantine.doubled(inventory, {"a": Held((MOST,)), "b": Held((MOST,))}) == {}
+        assert quarantine.doubled(inventory, {"a": Held((WHOLE,)), "b": Held((WHOLE,))}) == {A: ("a", "b")}
+
+
+@given(st.data(), ours.inventories(), ours.policies())
+def test_what_is_placed_by_the_rules_is_never_too_much(
+    data: st.DataObject, inventory: Inventory, policy: Policy
+) -> None:
+    """No false alarm: whatever is held legally fits."""
+    occupancy = data.draw(ours.occupancies(inventory, policy))
+    holdings = {f"{number}": Held((card,)) for number, card in enumerate(occupancy.cards)}
+    assert quarantine.doubled(inventory, holdings) == {}
 
 
 # Laws
