@@ -364,6 +364,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+@pytest.mark.fault(1, 6)
 def test_no_interleaving_promises_a_card_twice() -> None:
     """At least a thousand steps, each followed by all invariants."""
     LedgerMachine.steps = 0
@@ -581,6 +582,7 @@ class Playground:
         assert seen == cards_of(self.promises())
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 async def test_the_real_launch_promises_no_card_twice(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
