@@ -334,6 +334,9 @@ class GPUSpawner(Settings):
             await super().stop(now)
         except Refused as error:
             self.log.warning("%s could not be stopped yet: %s", self._log_name, error.detail or error)
+            if self.being_undone:
+                # A start has just failed: its undoing removes what there is, and nobody would read the words.
+                return
             if container := self.object_id:
                 going = persist(lambda: self.engine.remove(container), self._log_name)
                 self.house.keep_undoing(self._owner, asyncio.ensure_future(going))

@@ -228,7 +228,7 @@ async def test_a_critical_xid_takes_the_card_out_and_is_still_known_after_a_rest
     """An error of a program does not; only an admin clears it, in the running Hub as well."""
     desk.driver.xids = [Xid(B, 31), Xid(A, 79), Xid(A, 154)]
     assert list(await desk.faults()) == [A]
-    await until((tmp_path / NAME).exists)
+    await until(lambda: (tmp_path / NAME).exists() and not desk.caretaker._memory._new)
     assert CardsFile(tmp_path).read().struck[A].xid == 79
     assert await Desk(tmp_path).reserve() == (B,)
     assert list(await desk.faults()) == [A]
