@@ -17,6 +17,7 @@ from nativeauthenticator import handlers as native
 from traitlets import Unicode
 
 from gpuspawner.errors import ConfigError
+from gpuspawner.handlers import HANDLERS
 
 
 class _NoTimer:
@@ -74,11 +75,12 @@ class LabAuthenticator(NativeAuthenticator):
             self._make_first_admin()
 
     def get_handlers(self, app: Any) -> list[tuple[str, Any]]:
-        """nativeauthenticator's pages, with our login page."""
-        return [
+        """nativeauthenticator's pages, with our login page; and what the Hub's own pages of this package call."""
+        theirs = [
             (path, LoginHandler if handler is native.LoginHandler else handler)
             for path, handler in super().get_handlers(app)
         ]
+        return [*theirs, *HANDLERS]
 
     def _make_first_admin(self) -> None:
         password = secrets.token_urlsafe(12)

@@ -75,6 +75,7 @@ class Caretaker:
         self._state: State = {}
         self._looks = self._judged = 0
         self._told: dict[GpuUuid, Cause] = {}
+        self._doubled: dict[GpuUuid, tuple[str, ...]] = {}
 
     async def inventory(self) -> Inventory:
         """The cards now, with a fault for each that must not be leased. Never raises."""
@@ -96,6 +97,7 @@ class Caretaker:
         found = await self._look_at_labels()
         if look > self._judged:
             self._judged = look
+            self._audit(seen, found)
             leased = promised.union(card.uuid for held in found.values() for card in held.cards)
             self._state = quarantine.watch(self._state, seen, leased=leased, given=given, now=self._now())
             if isinstance(self._source, DriverSource) and quarantine.stale(self._state, seen):
@@ -126,6 +128,23 @@ class Caretaker:
             if uuid not in promised
         }
 
+    def _audit(self, seen: Inventory, found: Holdings) -> None:
+        """The log hears once of each card that several have. None of them is stopped: any of them may be the right one.
+
+        The ledger counts what all of them hold, so nobody else gets such a card.
+        """
+        doubled = quarantine.doubled(seen, found)
+        for uuid, keys in doubled.items():
+            if self._doubled.get(uuid) != keys:
+                names = ", ".join(_holder(key, found[key]) for key in keys)
+                LOG.error(
+                    "%s is held by more than it has room for: %s. All run on; look which of them should not have it, "
+                    "and stop that one.",
+                    uuid,
+                    names,
+                )
+        self._doubled = doubled
+
     def _tell(self, seen: Inventory, found: Mapping[GpuUuid, Fault]) -> None:
         """The log hears of each change once."""
         if seen.trouble is not None:
@@ -137,6 +156,13 @@ class Caretaker:
             if gpu.uuid in self._told and gpu.uuid not in found:
                 LOG.warning("%s is in use again.", gpu.uuid)
         self._told = {uuid: fault.cause for uuid, fault in found.items()}
+
+
+def _holder(key: str, held: Held) -> str:
+    """Names are quoted, because they may hold anything."""
+    if held.owner is None:
+        return f"container {key}"
+    return f"{held.owner.user!r} {held.owner.server!r} (hub {held.owner.hub!r}, {key})"
 
 
 class _Memory:

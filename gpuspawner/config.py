@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from datetime import timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gpuspawner.dockerd import Engine
 from gpuspawner.dockerd.translate import build_command
 from gpuspawner.errors import ConfigError, Refused
 from gpuspawner.profiles import Catalogue
+from gpuspawner.terms import Rules
 
 SERVICE = "gpu"
 # Where the engine is: docker-py's variables. The Hub hands none of its environment on by itself.
@@ -41,6 +43,13 @@ def check_config(config: Any) -> None:
             # What is a callable is asked, and checked, at each start.
             if isinstance(theirs := ours.get(trait, inherited.get(trait, {})), Mapping):
                 check(theirs)
+        settings = (ours.get("limits", {}), ours.get("gpu_hours", {}), ours.get("reservations", []))
+        rules = Rules.parse(*settings, timezone.utc, "c.GPUSpawner.")
+        if rules.limits.longest_window_seconds and not (ours.get("state_path") or os.environ.get("GPUSPAWNER_STATE")):
+            raise ConfigError(
+                "c.GPUSpawner.gpu_hours needs a folder for the journal that hours are counted from: "
+                "set c.GPUSpawner.state_path"
+            )
         if not ours.get("remove", inherited.get("remove", True)):
             raise ConfigError("c.GPUSpawner.remove must be True: a kept container would resume with its old GPUs")
     except ConfigError as error:

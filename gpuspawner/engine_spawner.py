@@ -7,6 +7,7 @@ container is always made anew, and a dead one is read before it is removed; an e
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from dockerspawner import DockerSpawner
@@ -20,6 +21,7 @@ from gpuspawner.status import Running
 
 NAME_CONFLICT_TRIES = 3
 STOP_GRACE_SECONDS = 10
+ASK_AGAIN_SECONDS = 2.0
 
 
 class EngineSpawner(DockerSpawner):
@@ -93,31 +95,59 @@ class EngineSpawner(DockerSpawner):
         return inspected
 
     async def poll(self) -> int | None:
-        """None while the server runs or nobody can know; its exit code once it has ended, after reading why."""
+        """None while the server runs or nobody can know; its exit code once it has ended, after reading why.
+
+        A Hub that starts asks this once, and takes "nobody can know" for "runs": then it is told only what is known.
+        """
+        while True:
+            try:
+                return await self._look()
+            except Refused as error:
+                self.log.warning("Whether %s runs cannot be known: %s", self._log_name, error.detail or error)
+                if not self._check_pending:
+                    return None
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+
+    async def _look(self) -> int | None:
         if self.being_undone:
             return 0
-        try:
-            inspected = await self.get_object()
-            if inspected is None:
-                return 0
-            state = inspected["State"]
-            if state["Running"]:
-                return None
-            if state["Status"] == "exited" and not self._start_pending:
-                death = await explain_death(self.engine, inspected, inspected["HostConfig"].get("Memory") or None)
-                self.log.warning("%s ended by itself: %s %s", self._log_name, death, death.detail)
-                if state["ExitCode"] != 0:  # 0: shut down from inside, which its owner knows
-                    self.died(death)
-                await self.engine.remove(inspected["Id"])
-            return int(state["ExitCode"])
-        except Refused as error:
-            self.log.warning("Whether %s runs cannot be known: %s", self._log_name, error.detail or error)
+        seen = self.object_id
+        inspected = await self.get_object()
+        if inspected is None:
+            if seen and self.server and not self._start_pending and not self._stop_pending:
+                self.log.warning("The container of %s (%s) was removed from outside.", self._log_name, seen)
+                self.died(await explain_death(self.engine, None, None))
+            return 0
+        state = inspected["State"]
+        if state["Running"]:
             return None
+        if state["Status"] == "exited" and not self._start_pending:
+            death = await explain_death(self.engine, inspected, inspected["HostConfig"].get("Memory") or None)
+            self.log.warning("%s ended by itself: %s %s", self._log_name, death, death.detail)
+            if state["ExitCode"] != 0:  # 0: shut down from inside, which its owner knows
+                self.died(death)
+            await self.engine.remove(inspected["Id"])
+            self.object_id = ""  # by us: the next look must not take it for removed from outside
+        return int(state["ExitCode"])
 
     async def get_url(self) -> str:
-        """Where the server is now: the Hub asks after a restart, when its database may hold a made-up address."""
-        ip, port = await self.get_ip_and_port()
-        return server_url(self.server.proto, ip, port)
+        """Where the server is now: the Hub asks after a restart, when its database may hold a made-up address.
+
+        An engine that does not answer is asked until it does: an error here would end the Hub, or leave the server
+        "being checked" for ever. Of a server that is over it is the last address: nobody answers there, and the Hub
+        clears it away.
+        """
+        while True:
+            try:
+                inspected = await self.get_object()
+            except Refused as error:
+                self.log.warning("Where %s is cannot be known yet: %s", self._log_name, error.detail or error)
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
+                continue
+            if inspected is None or not inspected["State"]["Running"]:
+                return str(self.server.url)
+            ip, port = await self.get_ip_and_port()
+            return server_url(self.server.proto, ip, port)
 
     async def pull_image(self, image: str) -> None:
         """Nothing: `launch` has made sure of the image before anything was leased."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, PrefixLoader, StrictUndefined
 
-from gpuspawner.errors import Reason
+from gpuspawner.errors import NoRoom, Reason
 from gpuspawner.outlook import Line, before_joining
 from gpuspawner.placement import Availability
 from gpuspawner.profiles import GpuRequest, Profile
@@ -30,6 +30,9 @@ _MAX_PIPS = 8
 
 # Names of the profiles that the page showed as taken: whoever picks one of them wants to wait for it.
 WAIT_FOR = "wait-for"
+
+# What others have now and may give back.
+_LATER = (Reason.BUSY, Reason.RESERVED)
 
 # JupyterHub's XSRF token travels in the form where a Hub template puts it there.
 _HUB_FIELDS = frozenset({"_xsrf"})
@@ -48,6 +51,12 @@ _NOT_NOW = Text("not free right now", "지금은 사용 중")
 _NOT_HERE = Text("not on this server", "이 서버에 없음")
 _OUT_OF_ORDER = Text("out of order", "점검 중")
 _UNKNOWN = Text("cannot be counted", "확인할 수 없음")
+_STATUS = {
+    Reason.TOO_BIG: _NOT_HERE,
+    Reason.GPU_FAULT: _OUT_OF_ORDER,
+    Reason.LIMIT: Text("limit reached", "한도 도달"),
+    Reason.RESERVED: Text("kept for a class", "수업 예약"),
+}
 _RETRY = Text("Start tries it again.", "Start를 누르면 다시 시도합니다.")
 
 _SIMULATED = Text("Simulated GPUs:", "시뮬레이션 GPU:")
@@ -82,6 +91,7 @@ class Offer:
 
     `unavailable` is a short phrase for another reason why it cannot start, such as "image not built", and `remedy` the
     sentence that says what to do about that. `line` is what one who waits for it would find, None where nobody may.
+    `note` is what to know before starting it.
     """
 
     profile: Profile
@@ -89,11 +99,12 @@ class Offer:
     unavailable: Text | None = None
     remedy: Text | None = None
     line: Line | None = None
+    note: Text | None = None
 
     @property
     def waits(self) -> bool:
         """Whether it cannot start now, but can be waited for."""
-        return self.line is not None and self.reason is Reason.BUSY
+        return self.line is not None and self.reason in _LATER
 
     @property
     def fits(self) -> bool:
@@ -183,19 +194,21 @@ def view(
     simulated: bool = False,
     notice: Text | None = None,
     trouble: Text | None = None,
+    infos: Sequence[Text] = (),
     now: datetime,
 ) -> FormView:
     """The form for a person to whom `offers` are open.
 
     `chosen` is the slug of the last choice, `asked` the one refused on this very page, `default` the one that `{}`
     means; each may name a profile that is not offered any more. `notice` says how the last server ended, `trouble` why
-    the cards cannot be counted; `now` is local time, by which people read the clock. Whenever any card can be chosen,
-    exactly one is selected.
+    the cards cannot be counted, `infos` what else to know (time left of servers, GPU-hours); `now` is local time, by
+    which people read the clock. Whenever any card can be chosen, exactly one is selected.
     """
     selected = _selected(offers, chosen, asked, default)
     notices = []
     if simulated:
         notices.append(Notice("info", _SIMULATED_MEANS.into(language), _SIMULATED.into(language)))
+    notices += [Notice("info", info.into(language)) for info in infos]
     if trouble is not None:
         notices.append(Notice("danger", trouble.into(language), _TROUBLE.into(language)))
     if notice is not None:
@@ -310,7 +323,7 @@ def _state(offer: Offer, asked: bool) -> State:
         return "line"
     if asked:
         return "retry"
-    return "taken" if offer.reason is Reason.BUSY else "off"
+    return "taken" if offer.reason in _LATER else "off"
 
 
 def _status(offer: Offer, state: State) -> Text:
@@ -323,13 +336,21 @@ def _status(offer: Offer, state: State) -> Text:
         if state == "retry":
             return _NOT_NOW
         return _TOO_FEW if offer.availability.free else _TAKEN
-    return {Reason.TOO_BIG: _NOT_HERE, Reason.GPU_FAULT: _OUT_OF_ORDER}.get(offer.reason, _UNKNOWN)
+    return _STATUS.get(offer.reason, _UNKNOWN)
 
 
 def _hint(offer: Offer, state: State, now: datetime) -> Text:
     """What to do about the state: of a profile that was just refused, pressing Start again helps at most."""
+    refusal = offer.availability.refusal
     if state == "line" and offer.line is not None:
-        return before_joining(offer.line, now)
+        how = before_joining(offer.line, now)
+        if isinstance(refusal, NoRoom) and refusal.reason is Reason.RESERVED:
+            return Text(f"{refusal.why.en} {how.en}", f"{refusal.why.ko} {how.ko}")
+        return how
+    if refusal is not None and offer.reason in (Reason.LIMIT, Reason.RESERVED):
+        return refusal.text
+    if offer.note is not None:
+        return offer.note
     if offer.unavailable is not None and offer.remedy is not None:
         return offer.remedy
     return _RETRY if state == "retry" else Text("")

@@ -14,24 +14,31 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from gpuspawner.accounting import UNKNOWN, Accounting
 from gpuspawner.caretaker import DRAIN_GRACE_SECONDS, Caretaker
 from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine, watch_leases
 from gpuspawner.dockerd.translate import build_command
-from gpuspawner.errors import ImageMissing, Reason, Refused
+from gpuspawner.errors import ImageMissing, Refused
 from gpuspawner.form import Offer
-from gpuspawner.gpus import GpuSource, Inventory
-from gpuspawner.leases import Owner
+from gpuspawner.gpus import GpuSource, GpuUuid, Inventory
+from gpuspawner.guard import Extending
+from gpuspawner.journal import Journal
+from gpuspawner.leases import CardShare, Held, Holdings, Lease, Owner
 from gpuspawner.ledger import Ledger, Standing
+from gpuspawner.limits import Left
 from gpuspawner.outlook import Line
 from gpuspawner.placement import Availability, Policy, availability, others_wait
 from gpuspawner.profiles import Catalogue, Profile
 from gpuspawner.queueing import Scene, Waiter, decide, forecast
 from gpuspawner.status import Environment, Running, environment
+from gpuspawner.terms import Claim, History, People, Rules, may_wait
 from gpuspawner.texts import Language, Text
+from gpuspawner.times import Times
 
 LOG = logging.getLogger(__name__)
 
+KEEP_JOURNAL_SECONDS = 35 * 86400
 RECONCILE_SECONDS, RECONCILE_RETRY_SECONDS = 60.0, 10.0
 NOT_BUILT = Text("image not built", "이미지 없음")
 ASK_ADMIN = Text(
@@ -79,7 +86,7 @@ class House:
     """One for each Hub process; `hub` is the prefix of its containers' names.
 
     `gpus` are the cards that there are, `caretaker` tells which of them may be leased. `state` is the folder where it
-    keeps what has to outlast the process; None: nothing does.
+    keeps what has to outlast the process; None: nothing does. `groups_of` tells the groups of users.
     """
 
     hub: str
@@ -91,23 +98,61 @@ class House:
     max_overtakes: int = 3
     state: Path | None = None
     drain_grace_seconds: float = DRAIN_GRACE_SECONDS
+    rules: Rules = field(default_factory=Rules)
+    extending: Extending = field(default_factory=Extending)
+    groups_of: Callable[[Collection[str]], Mapping[str, frozenset[str]]] = lambda users: {}
     caretaker: Caretaker = field(init=False)
     ledger: Ledger = field(init=False)
     meanings: Meanings = field(init=False)
+    times: Times = field(init=False)
+    accounting: Accounting | None = field(init=False, default=None)
     undoing: dict[Owner, asyncio.Task[None]] = field(default_factory=dict)
     last_words: dict[Owner, Text] = field(default_factory=dict)
+    told: dict[str, Text] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
     languages: dict[str, Language] = field(default_factory=dict)
-    _reconciling: asyncio.Task[None] | None = None
-    _watching: asyncio.Task[None] | None = None
+    _started: dict[Owner, datetime] = field(default_factory=dict)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.caretaker = Caretaker(self.gpus, self.engine.holdings, self.state, grace_seconds=self.drain_grace_seconds)
+        self.caretaker = Caretaker(self.gpus, self._holdings, self.state, grace_seconds=self.drain_grace_seconds)
         self.ledger = Ledger(
-            self.caretaker.holdings, self.caretaker.inventory, self.policy, max_overtakes=self.max_overtakes
+            self.caretaker.holdings,
+            self.caretaker.inventory,
+            self.policy,
+            max_overtakes=self.max_overtakes,
+            rules=self.rules,
+            look_at_people=self.people,
         )
         self.caretaker.promises = self.ledger
+        self.times = Times(self._leases, self.ledger, self.state, self.groups_of, self.extending)
         self.meanings = Meanings(self.engine.image_facts)
+        if self.state is not None:
+            window = self.rules.limits.longest_window_seconds
+            self.accounting = Accounting(
+                Journal(self.state / "journal", hub=self.hub, keep_seconds=max(KEEP_JOURNAL_SECONDS, window)),
+                self._leases,
+                self.groups_of,
+                self._memory,
+                self.ledger.in_flight,
+                window_seconds=window,
+            )
+
+    async def _holdings(self) -> Holdings:
+        return await self.engine.holdings(self.times.extended())
+
+    async def _leases(self) -> list[Lease]:
+        """The leases of this Hub."""
+        found = (container.lease for container in await self.engine.leased())
+        return [lease for lease in found if lease is not None and lease.owner.hub == self.hub]
+
+    async def _memory(self) -> Mapping[GpuUuid, int]:
+        return {gpu.uuid: gpu.memory_bytes for gpu in (await self.gpus.inventory()).gpus}
+
+    def people(self, users: Collection[str]) -> People:
+        """What limits and reservations have to know of these users."""
+        history = self.accounting.history if self.accounting else History(trouble=UNKNOWN)
+        return People(self.groups_of(users), history=history)
 
     def keep_undoing(self, owner: Owner, task: asyncio.Task[None]) -> None:
         """Remember a clean-up until it is done: the next start of that server waits for it."""
@@ -121,6 +166,19 @@ class House:
 
         task.add_done_callback(forget)
 
+    def has_started(self, owner: Owner) -> None:
+        """A server of theirs answers: how the last one ended is of no interest any more."""
+        self.last_words.pop(owner, None)
+        self._started[owner] = datetime.now(timezone.utc)
+
+    def why_it_ended(self, owner: Owner) -> Text | None:
+        """For the form: how the last server ended, where its owner did not end it; None after a new start."""
+        if owner in self.last_words:
+            return self.last_words[owner]
+        notice = self.times.notice(owner)
+        started = self._started.get(owner)
+        return notice.text if notice and (started is None or notice.given > started) else None
+
     async def renewable(self, servers: Mapping[str, Running | None]) -> list[str]:
         """Those of the named servers that a restart would give another image. What cannot be known is none."""
         stands = await asyncio.gather(*(self._environment(running) for running in servers.values()))
@@ -133,9 +191,11 @@ class House:
         return environment(running.image_id, await self.meanings.of(profile.image_reference))
 
     async def offers(
-        self, groups: Collection[str], *, admin: bool = False
+        self, groups: Collection[str], *, user: str = "", admin: bool = False
     ) -> tuple[list[Offer], Standing, Text | None]:
         """Every profile that a member of `groups` sees, as it stands now; and what keeps the cards from being known.
+
+        `user` is whose limits count.
 
         An `admin` reads which command builds what was never built.
         """
@@ -149,26 +209,44 @@ class House:
         offers = [
             Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin))
             if profile.image_reference in missing
-            else self._offer(profile, standing)
+            else self._offer(profile, standing, Owner(user, hub=self.hub), frozenset(groups))
             for profile in profiles
         ]
         return offers, standing, trouble or standing.inventory.trouble
 
-    def _offer(self, profile: Profile, standing: Standing) -> Offer:
-        """With what a newcomer finds who would have to wait."""
-        stands = self._availability(profile, standing)
+    def _offer(self, profile: Profile, standing: Standing, owner: Owner, groups: frozenset[str]) -> Offer:
+        """On this person's terms, and with what they find who would have to wait."""
         if profile.gpu is None:
-            return Offer(profile, stands)
+            return Offer(profile, self._availability(profile, standing))
         scene = Scene(standing.inventory, standing.held, self.policy, datetime.now(timezone.utc))
-        newcomer = Waiter("", profile.gpu, profile.time_limit_seconds)
+        claim = Claim("", profile.gpu, owner, profile.time_limit_seconds, groups)
+        terms = self.rules.terms(claim, scene, self._people_at(standing, owner))
+        newcomer = Waiter("", profile.gpu, terms.time_limit_seconds, terms.barred)
+        kept = Held(tuple(CardShare(uuid) for uuid in terms.barred))
+        stands = self._availability(profile, replace(standing, held=(*standing.held, kept)))
         line = [*standing.line, newcomer]
-        if stands.fits and not decide(line, scene, max_overtakes=self.max_overtakes).grants.get(newcomer.id):
+        if terms.refusal is not None:
+            stands = replace(stands, refusal=terms.refusal)
+        elif stands.fits and not decide(line, scene, max_overtakes=self.max_overtakes).grants.get(newcomer.id):
             stands = replace(stands, refusal=others_wait(profile.gpu))
-        busy = stands.refusal is not None and stands.refusal.reason is Reason.BUSY
-        if not busy or not self.queue_timeout:
-            return Offer(profile, stands)
+        if stands.refusal is None or not may_wait(stands.refusal) or not self.queue_timeout:
+            return Offer(profile, stands, note=terms.notice if stands.fits else None)
         found = forecast(line, scene)[newcomer.id]
         return Offer(profile, stands, line=Line(found.position - 1, found.at))
+
+    def _people_at(self, standing: Standing, owner: Owner) -> People:
+        if self.rules.trivial:
+            return People()
+        users = {held.owner.user for held in standing.held if held.owner} | {owner.user}
+        users |= {claim.owner.user for claim in standing.claims if claim.owner}
+        return replace(self.people(users), waiting=standing.claims)
+
+    def hours_left(self, user: str, groups: frozenset[str], standing: Standing) -> Left | None:
+        """What is left of somebody's GPU-hours; None where there is no limit or nothing can be known."""
+        if self.rules.trivial:
+            return None
+        people = self._people_at(standing, Owner(user, hub=self.hub))
+        return self.rules.left(user, groups, standing.held, people, datetime.now(timezone.utc))
 
     def _availability(self, profile: Profile, standing: Standing) -> Availability:
         return availability(profile.gpu, standing.inventory, standing.occupancy, self.policy)
@@ -194,16 +272,22 @@ class House:
 
         Whoever waits in the line gets a card when the engine tells that a container has ended, not at the next tick.
         """
-        if self._reconciling is None:
-            self._reconciling = asyncio.ensure_future(self._reconcile())
-            self._watching = asyncio.ensure_future(watch_leases(self.engine, self.ledger.nudge))
+        if self._tasks:
+            return
+        works = [self._reconcile(), watch_leases(self.engine, self._changed)]
+        works += [self.accounting.run()] if self.accounting else []
+        self._tasks = [asyncio.ensure_future(work) for work in works]
+
+    def _changed(self) -> None:
+        self.ledger.nudge()
+        if self.accounting:
+            self.accounting.nudge()
 
     async def close(self) -> None:
         """End what `open` began."""
-        tasks = [task for task in (self._reconciling, self._watching) if task]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _reconcile(self) -> None:
         while True:

@@ -193,6 +193,8 @@ class Launch:
         if self._waited_seconds:
             # It may have been built anew meanwhile, or be gone.
             image = await self._image()
+        if grant.notice is not None:
+            self._enter(Stage(LEASING.progress, grant.notice))
         self._enter(CREATING)
         lease = Lease(
             id=self.lease_id,

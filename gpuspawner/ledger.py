@@ -45,11 +45,15 @@ class Grant:
 
 @dataclass(frozen=True)
 class Standing:
-    """The cards and who holds how much of them until when, at one moment; and those that wait, in their order."""
+    """The cards and who holds how much of them until when, at one moment; and those that wait, in their order.
+
+    `claims` are what those in the line ask for.
+    """
 
     inventory: Inventory
     held: tuple[Held, ...]
     line: tuple[Waiter, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     @property
     def occupancy(self) -> Occupancy:
@@ -128,7 +132,8 @@ class Ledger:
         try:
             seen = await self._look_at_labels()
             with self._lock:
-                return Standing(inventory, self._held(began, seen), self._waiters())
+                claims = tuple(each.claim for each in self._line.values())
+                return Standing(inventory, self._held(began, seen), self._waiters(), claims)
         finally:
             self._end_look(began)
 

@@ -21,6 +21,7 @@ from enum import Enum
 from typing import TypeVar
 
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample
+from gpuspawner.leases import CardShare, Holdings
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB, MIB, format_bytes
 
@@ -191,6 +192,29 @@ def faults(
         for gpu in inventory.gpus
         if (fault := _fault(gpu, inventory.samples.get(gpu.uuid), record, state, now, grace_seconds)) is not None
     }
+
+
+def doubled(inventory: Inventory, holdings: Holdings) -> dict[GpuUuid, tuple[str, ...]]:
+    """Cards that the labels promise beyond what there is, with the keys of all that have them.
+
+    Nothing here gives a card twice; somebody with Docker can. Which of them is right only a person knows.
+    """
+    holders: dict[GpuUuid, list[tuple[str, CardShare]]] = {}
+    for key, held in holdings.items():
+        for card in held.cards:
+            holders.setdefault(card.uuid, []).append((key, card))
+    return {
+        uuid: tuple(sorted(key for key, _ in cards))
+        for uuid, cards in holders.items()
+        if len(cards) > 1 and not _fit_together([card for _, card in cards], inventory.get(uuid))
+    }
+
+
+def _fit_together(cards: list[CardShare], gpu: Gpu | None) -> bool:
+    if any(card.whole for card in cards):
+        return False
+    # The size of a card that has never told it is not known.
+    return gpu is None or not gpu.memory_bytes or sum(card.memory_bytes or 0 for card in cards) <= gpu.memory_bytes
 
 
 def apply(inventory: Inventory, found: Mapping[GpuUuid, Fault]) -> Inventory:

@@ -14,9 +14,8 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from operator import itemgetter
@@ -29,11 +28,12 @@ from gpuspawner.profiles import GpuRequest
 
 GOING = timedelta(seconds=60)
 NEVER = datetime.max.replace(tzinfo=timezone.utc)
+ALREADY = datetime.min.replace(tzinfo=timezone.utc)
 
 # Further back an estimate would be a guess upon guesses.
 ESTIMATED = 20
 
-Kind = tuple[GpuRequest, "int | None", frozenset[GpuUuid]]
+Want = tuple[GpuRequest, frozenset[GpuUuid]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Waiter:
     overtaken: int = 0
 
     @property
-    def kind(self) -> Kind:
-        """What decides whether it can be served: two of one kind get the same answer."""
-        return self.request, self.time_limit_seconds, self.barred
+    def want(self) -> Want:
+        """What decides which cards could serve it: how long it would have them does not."""
+        return self.request, self.barred
 
     def ends(self, begins: datetime) -> datetime | None:
         """When its lease would end."""
@@ -108,17 +108,17 @@ def forecast(line: Sequence[Waiter], scene: Scene) -> dict[str, Forecast]:
     open_ended: set[int] = set()
     found = {}
     for index, waiter in enumerate(line):
-        kind = desk.kind(waiter)
-        rivals = {other for other in ahead if desk.compete(other, kind)}
+        want = desk.want(waiter)
+        rivals = desk.rivals(want, ahead)
         promise = None
         if index < ESTIMATED and not rivals & open_ended:
             promise = desk.promise(waiter)
         if promise is None:
-            open_ended.add(kind)
+            open_ended.add(want)
         else:
             desk.take(promise.cards, waiter.ends(promise.at))
         found[waiter.id] = Forecast(1 + sum(ahead[other] for other in rivals), promise.at if promise else None)
-        ahead[kind] += 1
+        ahead[want] += 1
     return found
 
 
@@ -131,7 +131,8 @@ class _Round:
         self._most = max_overtakes
         self._blocked: list[tuple[int, Waiter]] = []
         self._counts: dict[str, int] = {}
-        # Kinds that got no card in this round, with the first of them; those of whom one may not be passed any more.
+        self._refused: set[tuple[int, int | None]] = set()
+        # Wants that got no card in this round, with the first of them; those of whom one may not be passed any more.
         self._first: dict[int, tuple[int, Waiter]] = {}
         self._tired: set[int] = set()
 
@@ -140,22 +141,24 @@ class _Round:
         for waiter in line:
             if most is not None and len(grants) >= most:
                 break
-            kind = self._desk.kind(waiter)
+            want = self._desk.want(waiter)
+            kind = want, waiter.time_limit_seconds
             # What was refused to one is refused to the next of its kind: room only shrinks in a round.
-            cards = None if kind in self._first else self._serve(waiter, kind)
+            cards = None if kind in self._refused else self._serve(waiter, want)
             if cards is None:
-                self._first.setdefault(kind, (len(self._blocked), waiter))
-                self._blocked.append((kind, waiter))
+                self._refused.add(kind)
+                self._first.setdefault(want, (len(self._blocked), waiter))
+                self._blocked.append((want, waiter))
                 if waiter.overtaken >= self._most:
-                    self._tired.add(kind)
+                    self._tired.add(want)
             else:
                 grants[waiter.id] = cards
         passed = {waiter.id: waiter.overtaken for _, waiter in self._blocked if waiter.id in self._counts}
         return Decision(grants, {key: before + self._counts[key] for key, before in passed.items()})
 
-    def _serve(self, waiter: Waiter, kind: int) -> tuple[CardShare, ...] | None:
+    def _serve(self, waiter: Waiter, want: int) -> tuple[CardShare, ...] | None:
         """Its cards, if it may have any now; they are taken then."""
-        rivals = {other for other in self._first if self._desk.compete(other, kind)}
+        rivals = self._desk.rivals(want, self._first)
         if rivals & self._tired:
             return None
         cards = self._desk.place(waiter)
@@ -173,22 +176,19 @@ class _Round:
         promise = self._desk.promise(head)
         if promise is None:
             return None
-        if self._keeps(promise, head, waiter, cards):
+        ends = waiter.ends(self._now)
+        gone = ends + GOING if ends else NEVER
+        if gone <= promise.at or self._desk.spares(head, promise, cards):
             return cards
         other = self._desk.place(waiter, avoid=frozenset(card.uuid for card in promise.cards))
-        return other if other is not None and self._keeps(promise, head, waiter, other) else None
-
-    def _keeps(self, promise: Promise, head: Waiter, waiter: Waiter, cards: tuple[CardShare, ...]) -> bool:
-        ends = waiter.ends(self._now)
-        after = self._desk.promise(head, Held(cards, ends=ends + GOING if ends else None))
-        return after is not None and after.at <= promise.at
+        return other if other is not None and self._desk.spares(head, promise, other) else None
 
     def _count(self, rivals: set[int]) -> None:
-        for kind, passed in self._blocked:
-            if kind in rivals:
+        for want, passed in self._blocked:
+            if want in rivals:
                 count = self._counts[passed.id] = self._counts.get(passed.id, 0) + 1
                 if passed.overtaken + count >= self._most:
-                    self._tired.add(kind)
+                    self._tired.add(want)
 
 
 @dataclass(frozen=True)
@@ -197,111 +197,177 @@ class _Sums:
     shared_bytes: Mapping[GpuUuid, int]
 
 
-class _Tally:
-    """How often each card is held whole, and how much of it in shares."""
+class _Card:
+    """What is held of one card: how often the whole of it, how much in shares, and when each ends."""
 
-    def __init__(self, held: Iterable[tuple[CardShare, ...]] = ()) -> None:
-        self.whole: dict[GpuUuid, int] = {}
-        self.shared: dict[GpuUuid, int] = {}
-        for cards in held:
-            self.add(cards)
+    def __init__(self) -> None:
+        self.whole = 0
+        self.shared_bytes = 0
+        self._ends: list[tuple[datetime, int | None]] = []
+        self._sorted = True
+        self._fits_from: dict[int | None, datetime] = {}
 
-    def add(self, cards: tuple[CardShare, ...], sign: int = 1) -> None:
-        """Count these, or with -1 count them no longer."""
-        for card in cards:
-            if card.memory_bytes is None:
-                self.whole[card.uuid] = self.whole.get(card.uuid, 0) + sign
-            else:
-                self.shared[card.uuid] = self.shared.get(card.uuid, 0) + sign * card.memory_bytes
+    def add(self, memory_bytes: int | None, ends: datetime | None) -> None:
+        """Somebody holds this much of it until then."""
+        if memory_bytes is None:
+            self.whole += 1
+        else:
+            self.shared_bytes += memory_bytes
+        self._ends.append((ends or NEVER, memory_bytes))
+        self._sorted = False
+        self._fits_from.clear()
 
-    def copy(self) -> _Tally:
-        """One that can be changed."""
-        tally = _Tally()
-        tally.whole, tally.shared = dict(self.whole), dict(self.shared)
-        return tally
+    def fits_from(self, size: int | None, budget: int) -> datetime:
+        """When so much of it is free if every lease ends on time; the whole for None. `ALREADY` or `NEVER` may be."""
+        if size not in self._fits_from:
+            self._fits_from[size] = self._look_ahead(size or budget, budget)
+        return self._fits_from[size]
 
-    def room(self, uuid: GpuUuid, budget: int) -> int:
+    def left(self, at: datetime) -> _Left:
+        """What is still held once everything has ended that ends by then."""
+        left = _Left(self.whole, self.shared_bytes)
+        for ends, memory_bytes in self._in_order():
+            if ends > at:
+                break
+            left.give_back(memory_bytes)
+        return left
+
+    def _look_ahead(self, size: int, budget: int) -> datetime:
+        left = _Left(self.whole, self.shared_bytes)
+        if left.room(budget) >= size:
+            return ALREADY
+        for ends, memory_bytes in self._in_order():
+            left.give_back(memory_bytes)
+            if left.room(budget) >= size:
+                return ends
+        return NEVER
+
+    def _in_order(self) -> list[tuple[datetime, int | None]]:
+        if not self._sorted:
+            self._ends.sort(key=itemgetter(0))
+            self._sorted = True
+        return self._ends
+
+
+@dataclass
+class _Left:
+    """What is still held of a card while lease after lease ends."""
+
+    whole: int
+    shared_bytes: int
+
+    def give_back(self, memory_bytes: int | None) -> None:
+        """One has ended: a share of so much, or with None the whole."""
+        if memory_bytes is None:
+            self.whole -= 1
+        else:
+            self.shared_bytes -= memory_bytes
+
+    def room(self, budget: int) -> int:
         """What is left of a card in bytes; all of `budget` where nobody has any of it, less than 0 where it is out."""
-        return -1 if self.whole.get(uuid) else budget - self.shared.get(uuid, 0)
-
-    def sums(self, closed: frozenset[GpuUuid]) -> _Sums:
-        """For `place`; the closed cards count as if somebody had them alone."""
-        whole = closed.union(uuid for uuid, times in self.whole.items() if times)
-        return _Sums(whole, {uuid: size for uuid, size in self.shared.items() if size})
+        return -1 if self.whole else budget - self.shared_bytes
 
 
 class _Desk:
-    """The cards with everything that is held of them, in the order in which it ends."""
+    """The cards with everything that is held of them.
+
+    Nothing is ever given back at a desk: so what it has found out about a card holds until somebody takes of that card.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._ends: list[tuple[datetime, int, tuple[CardShare, ...]]] = sorted(
-            (held.ends or NEVER, number, held.cards) for number, held in enumerate(scene.held)
-        )
-        self._number = len(self._ends)
-        self._tally = _Tally(held.cards for held in scene.held)
-        self._kinds: dict[Kind, int] = {}
+        self._cards: dict[GpuUuid, _Card] = defaultdict(_Card)
+        for held in scene.held:
+            for card in held.cards:
+                self._cards[card.uuid].add(card.memory_bytes, held.ends)
+        self._wants: dict[Want, int] = {}
         self._able: list[Mapping[GpuUuid, int]] = []
-        self._rivals: dict[tuple[int, int], bool] = {}
+        self._rivals: list[set[int]] = []
+        # These are about this very moment: forgotten when somebody takes anything.
+        self._sums: _Sums | None = None
+        self._placed: dict[tuple[int, frozenset[GpuUuid]], tuple[CardShare, ...] | None] = {}
+        self._promises: dict[int, Promise | None] = {}
+        self._spared: dict[tuple[int, tuple[CardShare, ...]], bool] = {}
 
-    def kind(self, waiter: Waiter) -> int:
-        """A number for what decides whether it can be served."""
-        number = self._kinds.setdefault(waiter.kind, len(self._kinds))
+    def want(self, waiter: Waiter) -> int:
+        """A number for what decides which cards could serve it."""
+        number = self._wants.setdefault(waiter.want, len(self._wants))
         if number == len(self._able):
             budgets = able_cards(waiter.request, self._scene.inventory, self._scene.policy)
             mine = {uuid: budget for uuid, budget in budgets.items() if uuid not in waiter.barred}
             self._able.append(mine if len(mine) >= (waiter.request.count or 1) else {})
+            self._rivals.append(set())
+            for other, theirs in enumerate(self._able):
+                if not theirs.keys().isdisjoint(self._able[number]):
+                    self._rivals[number].add(other)
+                    self._rivals[other].add(number)
         return number
 
-    def compete(self, one: int, other: int) -> bool:
-        """Whether one card could serve both kinds."""
-        key = (one, other)
-        if key not in self._rivals:
-            self._rivals[key] = not self._able[one].keys().isdisjoint(self._able[other])
-        return self._rivals[key]
+    def rivals(self, want: int, others: Mapping[int, object]) -> set[int]:
+        """Those of them that one card could serve as well as this one."""
+        return self._rivals[want] & others.keys()
 
     def take(self, cards: tuple[CardShare, ...], ends: datetime | None) -> None:
         """From now on, or from when those before it have ended, somebody holds them."""
-        insort(self._ends, (ends or NEVER, self._number, cards))
-        self._number += 1
-        self._tally.add(cards)
+        for card in cards:
+            self._cards[card.uuid].add(card.memory_bytes, ends)
+        self._sums = None
+        self._placed.clear()
+        self._promises.clear()
+        self._spared.clear()
 
     def place(self, waiter: Waiter, avoid: frozenset[GpuUuid] = frozenset()) -> tuple[CardShare, ...] | None:
         """Cards for it now, whatever others want; None where there are none."""
-        return self._place(waiter, self._tally.sums(waiter.barred | avoid))
+        key = (self.want(waiter), avoid)
+        if key not in self._placed:
+            if self._sums is None:
+                whole = frozenset(uuid for uuid, card in self._cards.items() if card.whole)
+                shared = {uuid: card.shared_bytes for uuid, card in self._cards.items() if card.shared_bytes}
+                self._sums = _Sums(whole, shared)
+            taken = _Sums(self._sums.whole | waiter.barred | avoid, self._sums.shared_bytes)
+            self._placed[key] = self._place(waiter, taken)
+        return self._placed[key]
 
-    def promise(self, waiter: Waiter, extra: Held | None = None) -> Promise | None:
-        """When it fits at the earliest if nobody else gets anything before, `extra` also being held."""
-        ends, tally = self._ends, self._tally.copy()
-        if extra is not None:
-            ends = list(ends)
-            insort(ends, (extra.ends or NEVER, self._number, extra.cards))
-            tally.add(extra.cards)
-        at = self._first_fit(waiter, ends, tally)
-        cards = self._place(waiter, tally.sums(waiter.barred)) if at is not None else None
-        return Promise(at, cards) if at is not None and cards is not None else None
+    def promise(self, waiter: Waiter) -> Promise | None:
+        """When it fits at the earliest if nobody else gets anything before."""
+        want = self.want(waiter)
+        if want not in self._promises:
+            self._promises[want] = self._look_ahead(waiter, want)
+        return self._promises[want]
 
-    def _first_fit(
-        self, waiter: Waiter, ends: Sequence[tuple[datetime, int, tuple[CardShare, ...]]], tally: _Tally
-    ) -> datetime | None:
-        """The moment; `tally` is then what is still held at it."""
-        able, now = self._able[self.kind(waiter)], self._scene.now
+    def spares(self, head: Waiter, promise: Promise, cards: tuple[CardShare, ...]) -> bool:
+        """Whether the promise to the head stays what it is with these cards held until after it."""
+        key = (self.want(head), cards)
+        if key not in self._spared:
+            self._spared[key] = self._can_spare(head, promise, cards)
+        return self._spared[key]
+
+    def _can_spare(self, head: Waiter, promise: Promise, cards: tuple[CardShare, ...]) -> bool:
+        size, able = head.request.memory_bytes, self._able[self.want(head)]
+        room = sum(self._fits_from(uuid, size, budget) <= promise.at for uuid, budget in able.items())
+        for card in cards:
+            budget = able.get(card.uuid)
+            if budget is not None and self._fits_from(card.uuid, size, budget) <= promise.at:
+                left = self._cards[card.uuid].left(promise.at).room(budget)
+                if card.memory_bytes is None or left - card.memory_bytes < (size or budget):
+                    room -= 1
+        return room >= (head.request.count or 1)
+
+    def _fits_from(self, uuid: GpuUuid, size: int | None, budget: int) -> datetime:
+        return self._cards[uuid].fits_from(size, budget)
+
+    def _look_ahead(self, waiter: Waiter, want: int) -> Promise | None:
         size, need = waiter.request.memory_bytes, waiter.request.count or 1
-        # For a whole card nothing of it may be taken.
-        fit = {uuid for uuid, budget in able.items() if tally.room(uuid, budget) >= (size or budget)}
-        if not able or len(fit) >= need:
-            return now if able else None
-        for end, _, cards in ends:
-            if end == NEVER:
-                return None
-            tally.add(cards, -1)
-            for card in cards:
-                budget = able.get(card.uuid)
-                if budget is not None and tally.room(card.uuid, budget) >= (size or budget):
-                    fit.add(card.uuid)
-            if len(fit) >= need:
-                return max(end, now)
-        return None
+        moments = {uuid: self._fits_from(uuid, size, budget) for uuid, budget in self._able[want].items()}
+        # A card that fits goes on fitting, so enough of them fit when the last of the first ones does.
+        first = sorted(moments.values())[need - 1 : need]
+        if not first or first[0] == NEVER:
+            return None
+        at = first[0]
+        free = {uuid: self._cards[uuid].left(at).shared_bytes for uuid, moment in moments.items() if moment <= at}
+        others = frozenset(gpu.uuid for gpu in self._scene.inventory.gpus if gpu.uuid not in free)
+        cards = self._place(waiter, _Sums(others, {uuid: held for uuid, held in free.items() if held}))
+        return Promise(max(at, self._scene.now), cards) if cards is not None else None
 
     def _place(self, waiter: Waiter, taken: Taken) -> tuple[CardShare, ...] | None:
         try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from jupyterhub.traitlets import ByteSpecification
-from traitlets import Enum, Float, Instance, Integer, List, Unicode, default
+from traitlets import Dict, Enum, Float, Instance, Integer, List, TraitError, Unicode, Union, default, validate
 
 from gpuspawner.engine_spawner import EngineSpawner
 from gpuspawner.gpus import GpuSource
 from gpuspawner.nvml import Nvml
+from gpuspawner.units import parse_duration
 
 
 class Settings(EngineSpawner):
@@ -150,6 +152,47 @@ class Settings(EngineSpawner):
         """,
     ).tag(config=True)
 
+    limits = Dict(
+        help="""
+        How much one person, or a group together, may have at once, and in a rolling window: no limit by default.
+
+        `{"user": {"gpus": 1, "gpu_memory": "16G", "waiting": 1, "gpu_hours": "20h/7d"}, "groups": {"thesis": {"gpus":
+        2}}, "groups_total": {"students": {"gpus": 3}}}`. A group's entry takes the place of `user`, key by key, for its
+        members; of several groups the most generous counts. Whoever has enough reads which limit it is, and when more
+        comes. `docs/howto/limits-and-reservations.md` has all of it. Hours need `state_path`.
+        """,
+    ).tag(config=True)
+
+    gpu_hours = Dict(
+        help="""
+        GPU time of each member of a group in a rolling window, as `{"students": "20h/7d"}`: the short form of
+        `gpu_hours` in `limits`. None by default. What is left is shown on the form.
+        """,
+    ).tag(config=True)
+
+    reservations = List(
+        help="""
+        When cards belong to a class: `[{"group": "ai-course", "gpus": 2, "weekly": "Mon 09:00-12:00", "timezone":
+        "Asia/Seoul"}]`, or `from` and `until` for a single time. None by default.
+
+        During it those cards go only to members of the group. Before it a server that would run into it gets less time,
+        or with `"before": "refuse"` is not started, and its owner reads why.
+        """,
+    ).tag(config=True)
+
+    max_extension = Union(
+        [Integer(min=0), Unicode()],
+        default_value=4 * 3600,
+        help="""
+        How much longer than its profile's `time_limit` a server may run, as "4h" (the default) or in seconds; 0: no
+        longer.
+
+        Its owner adds an hour at a time on the Hub's home page, as long as nobody waits for that kind of card and no
+        class has reserved it. Needs `state_path`, and an authenticator that registers
+        `gpuspawner.handlers.HANDLERS`, as `LabAuthenticator` does.
+        """,
+    ).tag(config=True)
+
     form_template_paths = List(
         Unicode(),
         help="""
@@ -157,6 +200,14 @@ class Settings(EngineSpawner):
         that fails shows the student an error page, so try it before a class.
         """,
     ).tag(config=True)
+
+    @validate("max_extension")
+    def _max_extension_is_a_time(self, proposal: Any) -> int:
+        value = proposal["value"]
+        try:
+            return 0 if value in (0, "0") else parse_duration(value)
+        except ValueError as error:
+            raise TraitError(f"GPUSpawner.max_extension {error}") from None
 
     @default("gpus")
     def _default_gpus(self) -> GpuSource:

@@ -7,12 +7,13 @@ container is polled and stopped is in `engine_spawner`. `_apply` is the only wri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
+from jupyterhub import orm
 from jupyterhub.spawner import SpawnException
 from traitlets import default
 
@@ -20,15 +21,25 @@ from gpuspawner import form
 from gpuspawner.container import ContainerSpec, Defaults, check_create_kwargs, check_host_config, literal, object_name
 from gpuspawner.dockerd import Engine, image_missing
 from gpuspawner.errors import BadChoice, NoRoom, Refused
+from gpuspawner.guard import Extending
 from gpuspawner.house import House
 from gpuspawner.launch import Launch, Order, persist
 from gpuspawner.leases import Owner
 from gpuspawner.merging import copied, merging
-from gpuspawner.outlook import WAITING_PAGE, before_joining, while_waiting
+from gpuspawner.outlook import (
+    WAITING_PAGE,
+    HomeTime,
+    before_joining,
+    home_time,
+    hours_left,
+    time_left,
+    while_waiting,
+)
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import Catalogue, Choice
 from gpuspawner.settings import Settings
 from gpuspawner.status import HomeNotice, home_notice
+from gpuspawner.terms import Rules
 from gpuspawner.texts import Language, Text, language_of
 
 # The inherited traits that `_apply` writes, and nothing else does.
@@ -88,6 +99,9 @@ class GPUSpawner(Settings):
                 max_overtakes=self.max_overtakes,
                 state=Path(self.state_path) if self.state_path else None,
                 drain_grace_seconds=self.drain_grace,
+                rules=Rules.parse(self.limits, self.gpu_hours, self.reservations, _here()),
+                extending=Extending(max_seconds=self.max_extension),
+                groups_of=self._groups_of,
             )
         house: House = settings["gpuspawner_house"]
         return house
@@ -120,6 +134,11 @@ class GPUSpawner(Settings):
             return language_of(self.handler.request.headers.get("Accept-Language"))
         return self.house.languages.get(self.user.name, "en")
 
+    def _groups_of(self, users: Collection[str]) -> dict[str, frozenset[str]]:
+        """The groups that users are in now, from the Hub's database."""
+        found = self.user.db.query(orm.User).filter(orm.User.name.in_(users))
+        return {user.name: frozenset(group.name for group in user.groups) for user in found}
+
     def _for_the_hub(self, error: Refused) -> SpawnException:
         """A refusal as JupyterHub shows it cleanly everywhere: form, pending page, REST (docs: SpawnException)."""
         words = error.text.into(self._language)
@@ -135,7 +154,11 @@ class GPUSpawner(Settings):
         house = self.house
         house.open()
         language = house.languages[self.user.name] = self._language
-        offers, standing, trouble = await house.offers(self._groups, admin=bool(self.user.admin))
+        name, now = self.user.name, datetime.now().astimezone()
+        offers, standing, trouble = await house.offers(self._groups, user=name, admin=bool(self.user.admin))
+        infos = [time_left(each.owner.server, each.ends, now) for each in await house.times.of(name)]
+        if hours := house.hours_left(name, self._groups, standing):
+            infos.append(hours_left(hours))
         fallback = house.catalogue.default_for(self._groups)
         chosen = (self.user_options or {}).get("profile")
         return form.render(
@@ -146,9 +169,10 @@ class GPUSpawner(Settings):
                 asked=house.asked.pop(self.user.name, None),
                 default=fallback.slug if fallback else None,
                 simulated=standing.inventory.simulated,
-                notice=house.last_words.get(self._owner),
+                notice=house.why_it_ended(self._owner),
                 trouble=trouble,
-                now=datetime.now().astimezone(),
+                infos=infos,
+                now=now,
             ),
             self.form_template_paths,
         )
@@ -158,7 +182,7 @@ class GPUSpawner(Settings):
         house = self.house
         try:
             choice = house.catalogue.choose(form.parse(form_data), self._groups)
-            offers, _, _ = await house.offers(self._groups)
+            offers, _, _ = await house.offers(self._groups, user=self.user.name)
             offer = next(offer for offer in offers if offer.profile is choice.profile)
             if not offer.fits and not (choice.wait and offer.waits):
                 house.asked[self.user.name] = choice.profile.slug
@@ -200,14 +224,31 @@ class GPUSpawner(Settings):
 
         The Hub gives its templates no request; but `static_url`, which every page has, is a method of the handler.
         """
-        request = getattr(getattr(static_url, "__self__", None), "request", None)
-        language = self.house.languages.get(self.user.name, "en")
-        if request is not None:
-            language = language_of(request.headers.get("Accept-Language"))
+        language = self._language_of_page(static_url)
         spawners = {n: each for n, each in sorted(self.user.spawners.items()) if isinstance(each, GPUSpawner)}
         running = {name: each.running for name, each in spawners.items() if each.ready}
         names = [spawners[name].display_name or name for name in await self.house.renewable(running)]
         return home_notice(names, language)
+
+    async def times(self, static_url: Any = None) -> list[HomeTime]:
+        """For `templates/home.html`: how long this user's servers may run, and the way to more time."""
+        language, now = self._language_of_page(static_url), datetime.now().astimezone()
+        shown = [home_time(each, now, language) for each in await self.house.times.of(self.user.name)]
+        if told := self.house.told.pop(self.user.name, None):
+            shown.insert(0, HomeTime(told.into(language), language, urgent=True))
+        return shown
+
+    async def extend(self) -> None:
+        """Ask for more time for this server; the home page says what has become of it."""
+        more = await self.house.times.extend(self._owner)
+        if isinstance(more, Text):
+            self.house.told[self.user.name] = more
+
+    def _language_of_page(self, static_url: Any) -> Language:
+        request = getattr(getattr(static_url, "__self__", None), "request", None)
+        if request is not None:
+            return language_of(request.headers.get("Accept-Language"))
+        return self.house.languages.get(self.user.name, "en")
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -256,7 +297,7 @@ class GPUSpawner(Settings):
             if launch and launch.undoing and not launch.undoing.done():
                 house.keep_undoing(owner, launch.undoing)
         self._good_options = dict(self.user_options or {})
-        house.last_words.pop(owner, None)
+        house.has_started(owner)
         house.meanings.forget(choice.profile.image_reference)
         return url
 
@@ -279,6 +320,7 @@ class GPUSpawner(Settings):
             api_path=self.server.base_url + "api",
             https=self.internal_ssl,
             may_pull=self.pull_policy not in ("never", "skip"),
+            groups=self._groups,
             wait_seconds=self.queue_timeout if choice.wait and self.queue_timeout else None,
         )
 
@@ -292,6 +334,9 @@ class GPUSpawner(Settings):
             await super().stop(now)
         except Refused as error:
             self.log.warning("%s could not be stopped yet: %s", self._log_name, error.detail or error)
+            if self.being_undone:
+                # A start has just failed: its undoing removes what there is, and nobody would read the words.
+                return
             if container := self.object_id:
                 going = persist(lambda: self.engine.remove(container), self._log_name)
                 self.house.keep_undoing(self._owner, asyncio.ensure_future(going))
@@ -351,3 +396,8 @@ class GPUSpawner(Settings):
                 yield {"progress": progress, "message": message}
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1)
+
+
+def _here() -> tzinfo:
+    """Where the clock hangs that people here read."""
+    return datetime.now().astimezone().tzinfo or timezone.utc

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
 
 from gpuspawner import limits as limiting
-from gpuspawner.errors import GpusUnknown, OverLimit, Reason, Refused
+from gpuspawner.errors import ConfigError, GpusUnknown, OverLimit, Reason, Refused
 from gpuspawner.gpus import GpuUuid
 from gpuspawner.leases import Held, Owner
 from gpuspawner.limits import Asker, Left, Limits, Use
@@ -73,6 +73,27 @@ class Rules:
     limits: Limits = field(default_factory=Limits)
     calendar: Calendar = field(default_factory=Calendar)
     zone: tzinfo = timezone.utc
+
+    @classmethod
+    def parse(cls, limits: object, gpu_hours: object, reservations: object, zone: tzinfo, prefix: str = "") -> Rules:
+        """Read the settings of these names.
+
+        Raises:
+            ConfigError: with every mistake, its path, what is accepted and what was given.
+        """
+        mistakes, found = [], cls(zone=zone)
+        try:
+            read = Limits.parse(limits, gpu_hours, f"{prefix}limits", f"{prefix}gpu_hours")
+            found = replace(found, limits=read)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        try:
+            found = replace(found, calendar=Calendar.parse(reservations, f"{prefix}reservations"))
+        except ConfigError as error:
+            mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+        return found
 
     @property
     def trivial(self) -> bool:

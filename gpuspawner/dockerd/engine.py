@@ -195,14 +195,17 @@ class Engine:
         found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*HOLDING_STATES]})
         return tuple(_leased(entry) for entry in found)
 
-    async def holdings(self) -> dict[str, Held]:
-        """Lease id → what it holds, from the labels: what `ledger.Ledger` counts with."""
-        found = {}
+    async def holdings(self, extended: Mapping[str, datetime] | None = None) -> dict[str, Held]:
+        """Lease id → what it holds, from the labels: what `ledger.Ledger` counts with.
+
+        `extended`: lease id → new end, of leases that were given more time. A second container of one lease, as of an
+        image that was committed from a server, counts by its own id.
+        """
+        found: dict[str, Held] = {}
         for entry in await self.leased():
             lease = entry.lease
-            found[lease.id if lease else entry.id] = (
-                Held(entry.cards, lease.owner, lease.ends) if lease else Held(entry.cards)
-            )
+            held = Held(entry.cards, lease.owner, lease.ends_with(extended or {})) if lease else Held(entry.cards)
+            found[lease.id if lease and lease.id not in found else entry.id] = held
         return found
 
     async def find(self, name_or_id: str) -> dict[str, Any] | None:

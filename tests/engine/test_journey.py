@@ -132,6 +132,21 @@ def test_the_fourth_student_presses_stop_and_the_line_is_empty(
     expect(taken).to_contain_text("Nobody else is waiting")
 
 
+def test_a_student_sees_the_time_left_and_gets_more(story: Story) -> None:
+    """On the Hub's home page, with one click; the page says the new end."""
+    page = story.second.see("/hub/home")
+    time_left = page.locator(".gpuspawner-time")
+    before = time_left.locator("span").inner_text()
+    assert before.startswith("Your server may run until ")
+    promised = time_left.get_by_role("button").inner_text().removeprefix("Extend until ")
+    story.second.picture("home-time")
+    time_left.get_by_role("button").click()
+    expect(time_left.locator("span")).to_contain_text(f"Your server may run until {promised} (12 h")
+    story.third.page.set_viewport_size({"width": 360, "height": 740})
+    story.third.see("/hub/home")
+    story.third.picture("home-time-phone-korean-dark")
+
+
 def test_the_admin_starts_a_students_server_with_the_last_profile(lab: Lab, admin: Person, story: Story) -> None:
     """ "Start Server" of the panel sends no options: the last choice counts, and here it is full, so it says why."""
     page = admin.see("/hub/admin")

@@ -90,6 +90,7 @@ def stop(lab: Lab, user: str) -> None:
     eventually(lambda: lab.server_state(user) == {}, f"{user}'s server still runs", 40)
 
 
+@pytest.mark.fault(2, 22, 33)
 def test_a_killed_hub_finds_both_leases_again(lab: Lab, engine: PrivateEngine) -> None:
     """`kill -9` with two students running and a third start under way: adopted, nothing twice, nothing left behind."""
     for user in ("ada", "bob"):
@@ -117,6 +118,7 @@ def test_a_killed_hub_finds_both_leases_again(lab: Lab, engine: PrivateEngine) -
     assert leases(engine) == {}
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("delay", [0.0, 0.15, 0.4], ids=["at once", "while creating", "while booting"])
 def test_a_start_that_is_pending_when_the_hub_is_killed(lab: Lab, engine: PrivateEngine, delay: float) -> None:
     """It leaves nothing behind or is adopted whole; its card is never given to a second server meanwhile."""

@@ -26,6 +26,7 @@ from traitlets.config import Config
 import gpuspawner
 from gpuspawner import GPUSpawner
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
+from gpuspawner.handlers import HANDLERS
 from gpuspawner.house import House
 from gpuspawner.leases import Owner
 from gpuspawner.texts import Text
@@ -88,6 +89,14 @@ class Cards:
         self._gpus = [replace(gpu, fault=fault) if gpu.uuid == uuid else gpu for gpu in self._gpus]
 
 
+class LabLogin(DummyAuthenticator):  # type: ignore[misc]  # JupyterHub carries no annotations
+    """Anybody gets in by name; with the handlers of this package."""
+
+    def get_handlers(self, app: Any) -> list[Any]:
+        """As `accounts.LabAuthenticator` does."""
+        return [*super().get_handlers(app), *HANDLERS]
+
+
 class LabHub(MockHub):  # type: ignore[misc]  # JupyterHub carries no annotations
     """pytest-jupyterhub's idea, with what these tests need besides; see `conftest.hub_app`."""
 
@@ -120,14 +129,14 @@ def hub_config(**spawner: Any) -> Config:
         {
             "JupyterHub": {
                 "bind_url": f"http://127.0.0.1:{port}/base/",
-                "authenticator_class": DummyAuthenticator,
+                "authenticator_class": LabLogin,
                 "spawner_class": GPUSpawner,
                 "allow_named_servers": True,
                 "template_paths": [str(Path(gpuspawner.__file__).parent / "templates")],
                 "last_activity_interval": 0,
                 "service_check_interval": 0,
             },
-            "DummyAuthenticator": {"allow_all": True, "admin_users": {"admin"}},
+            "LabLogin": {"allow_all": True, "admin_users": {"admin"}},
             "ConfigurableHTTPProxy": {"command": [*proxy_command(), "--log-level", "error"]},
             "GPUSpawner": spawner,
         }
@@ -278,4 +287,6 @@ class Lab:
                 await asyncio.wait([stopping])
             if spawner.active:
                 await user.stop(name)
+            # The next test has people of the same names, and containers with them.
+            spawner.stop_polling()
             user.spawners.pop(name, None)

@@ -67,6 +67,7 @@ async def assert_nothing_happened(lab: Lab, alice: Person, chosen: int) -> None:
         await lab.nothing_is_left(alice)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(("options", "sentence"), [*BAD, *REST_ONLY])
 async def test_by_rest(lab: Lab, alice: Person, chosen: int, options: dict[str, Any], sentence: str) -> None:
     """The body of the answer holds the sentence alone."""
@@ -77,6 +78,7 @@ async def test_by_rest(lab: Lab, alice: Person, chosen: int, options: dict[str, 
     assert alice.container().labels["gpuspawner.profile"] == "gpu"
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(("options", "sentence"), [each for each in BAD if each.id != "list of profiles"])
 async def test_by_form(lab: Lab, alice: Person, chosen: int, options: dict[str, str], sentence: str) -> None:
     """The form comes back with the sentence above it, as text and never as an element."""
@@ -89,6 +91,7 @@ async def test_by_form(lab: Lab, alice: Person, chosen: int, options: dict[str, 
     await assert_nothing_happened(lab, alice, chosen)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(("options", "sentence"), [each for each in BAD if "megabyte" not in str(each.id)])
 async def test_by_query(lab: Lab, alice: Person, chosen: int, options: dict[str, Any], sentence: str) -> None:
     """A link with a bad option ends at the form with the sentence."""
@@ -118,6 +121,7 @@ async def test_a_profile_that_was_removed_since_the_last_choice(lab: Lab, alice:
     assert alice.container().labels["gpuspawner.profile"] == "cpu"
 
 
+@pytest.mark.fault(12)
 async def test_options_that_were_stored_without_starting_are_validated_when_used(lab: Lab, alice: Person) -> None:
     """Options set by PATCH are refused at the start, and do not stay in the way of the next one."""
     alice.choose_last_time({"profile": "cpu"})

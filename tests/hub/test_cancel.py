@@ -44,6 +44,7 @@ def leave_something(lab: Lab) -> None:
     client.create_container("gpuspawner/scipy", name="jupyter-alice")
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_start_is_cancelled_at_each_step(lab: Lab, alice: Person, step: Fault) -> None:
     """DELETE answers 204 at once; model and stream say stopped; container and card are gone; the next start works."""
@@ -68,6 +69,7 @@ async def test_a_start_is_cancelled_at_each_step(lab: Lab, alice: Person, step: 
     assert alice.container().gpus == ("GPU-aaaa",)
 
 
+@pytest.mark.fault(4)
 async def test_the_card_is_held_until_the_late_container_is_gone(lab: Lab, alice: Person, bob: Person) -> None:
     """A create call that is still under way after the cancel keeps its card, and what it makes is removed."""
     lab.answer_at_once()

@@ -25,6 +25,7 @@ async def inspect(lab: Lab, person: Person, server: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.fault(9, 10)
 @pytest.mark.parametrize(
     ("profile", "uuids"),
     [
@@ -55,6 +56,7 @@ async def test_a_share_tells_its_budget(alice: Person) -> None:
     assert container.env["NVIDIA_GPU_MEMORY_LIMIT"] == str(8 * 1024)
 
 
+@pytest.mark.fault(11)
 async def test_a_cpu_profile_gets_no_card_by_any_way(alice: Person) -> None:
     """No device request, `void` in the environment, and the plain runtime."""
     await alice.start({"profile": "cpu"})
@@ -90,6 +92,7 @@ def move(lab: Lab, engine: StandinEngine, **traits: Any) -> None:
     lab.configure(**traits)
 
 
+@pytest.mark.fault(11)
 async def test_under_a_default_nvidia_runtime_each_sees_only_its_own(greedy_engine: StandinEngine, lab: Lab) -> None:
     """Where the image alone would get all cards, a CPU profile gets none and a GPU profile its own."""
     move(lab, greedy_engine)

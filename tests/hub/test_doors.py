@@ -125,6 +125,7 @@ async def test_only_a_member_of_the_group_sees_and_starts_a_course(lab: Lab) -> 
     assert (await member.start({"profile": "vision"})).status == 201
 
 
+@pytest.mark.fault(18)
 async def test_a_server_starts_again_at_once_after_a_stop(lab: Lab, alice: Person) -> None:
     """Stop, another profile, start: a new container of today's profile, never the old one."""
     await alice.start({"profile": "gpu"})

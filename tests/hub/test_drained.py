@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
+import pytest
+
 from gpuspawner.cards import CardsFile
 from gpuspawner.gpus import GpuUuid
 from gpuspawner.quarantine import Drained
@@ -19,10 +21,11 @@ def drain(folder: Path, uuid: GpuUuid, reason: str = "fan is loud") -> None:
     CardsFile(folder).change(lambda record: record.drain(uuid, Drained(datetime.now(timezone.utc), "kim", reason)))
 
 
+@pytest.mark.fault(8)
 async def test_a_drained_card_is_not_leased_and_whoever_has_it_goes_on(
     lab: Lab, alice: Person, bob: Person, tmp_path: Path
 ) -> None:
-    """Fault 8: it is given to nobody, while it is in use and when it is idle, until it is brought back."""
+    """It is given to nobody, while it is in use and when it is idle, until it is brought back."""
     lab.configure(state_path=str(tmp_path))
     assert (await alice.start({"profile": "gpu"})).status == 201
     drain(tmp_path, A)

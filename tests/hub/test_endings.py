@@ -57,10 +57,12 @@ async def test_a_clean_end_is_no_accident(lab: Lab, alice: Person) -> None:
     lab.engine.die(alice.container().name, 0)
     assert await alice.user.spawners[""].poll_and_notify() == 0
     await lab.nothing_is_left(alice)
-    assert "ended by itself" not in (await alice.form()).text
+    for words in ("ended by itself", "removed from outside"):
+        assert words not in (await alice.form()).text
     assert (await alice.start({})).status == 201
 
 
+@pytest.mark.fault(34, 37)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -83,16 +85,19 @@ async def test_an_engine_that_does_not_answer_is_no_proof_of_a_stop(
     assert await alice.user.spawners[""].poll_and_notify() is None
 
 
+@pytest.mark.fault(21)
 async def test_a_container_removed_from_outside_ends_the_lease(lab: Lab, alice: Person, bob: Person) -> None:
-    """`docker rm -f` by an admin: the card is free at once, and the Hub notices at its next look."""
+    """`docker rm -f` by an admin: the card is free at once, the Hub notices at its next look, and the owner is told."""
     await alice.start({"profile": "two"})
     assert (await bob.start({"profile": "gpu"})).status == 409
     lab.engine.remove(alice.container().name)
     assert (await bob.start({"profile": "gpu"})).status == 201
     assert await alice.user.spawners[""].poll_and_notify() == 0
     assert await alice.model() == {}
+    assert "The container of your server was removed from outside." in (await alice.form()).page.get_text()
 
 
+@pytest.mark.fault(3)
 async def test_a_paused_server_holds_its_card(lab: Lab, alice: Person, bob: Person) -> None:
     """Somebody's `docker pause` frees nothing."""
     await alice.start({"profile": "two"})
@@ -101,6 +106,7 @@ async def test_a_paused_server_holds_its_card(lab: Lab, alice: Person, bob: Pers
     assert (await bob.start({"profile": "gpu"})).status == 409
 
 
+@pytest.mark.fault(19)
 async def test_stopping_twice_is_harmless(lab: Lab, alice: Person) -> None:
     """Two stops at once, and more of them afterwards, end the same way."""
     await alice.start({"profile": "gpu"})
@@ -119,6 +125,7 @@ async def test_a_stop_has_freed_the_card_when_it_answers(lab: Lab, alice: Person
     assert (await bob.start({"profile": "two"})).status == 201
 
 
+@pytest.mark.fault(4, 26, 35)
 async def test_a_stop_that_hangs_is_given_up_and_the_card_stays_held(
     lab: Lab, alice: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +167,7 @@ async def test_a_stop_while_the_engine_is_down_happens_as_soon_as_it_is_back(lab
     await lab.nothing_is_left(alice)
 
 
+@pytest.mark.fault(18, 35)
 async def test_a_start_after_a_stop_that_failed_waits_for_it(lab: Lab, alice: Person) -> None:
     """The late removal takes the old container, and never the new one."""
     await alice.start({"profile": "two"})
@@ -174,6 +182,28 @@ async def test_a_start_after_a_stop_that_failed_waits_for_it(lab: Lab, alice: Pe
     assert alice.container().running
 
 
+@pytest.mark.fault(26)
+async def test_whoever_cannot_be_stopped_may_start_elsewhere(
+    lab: Lab, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stuck server's own name waits for it, and says so in time; another name gets the other card at once."""
+    monkeypatch.setattr(engine_spawner, "STOP_GRACE_SECONDS", 0.1)
+    lab.configure(engine_timeout=1.0, start_timeout=5)
+    await alice.start({"profile": "gpu"})
+    with lab.engine.faults.during(HangsOnStop(container="jupyter-alice")):
+        await alice.stop()
+        await until(lambda: not alice.user.spawners[""].pending, "the stop has been given up")
+        answer = await alice.start({"profile": "gpu"})
+        assert answer.status == 504
+        assert "(last step: Preparing your server)" in answer.message
+        assert (await alice.start({"profile": "gpu"}, server="exp")).status == 201
+        assert alice.container("exp").gpus == ("GPU-bbbb",)
+        assert set(await lab.leased()) == {"GPU-aaaa", "GPU-bbbb"}
+    await alice.stop("exp")
+    await lab.nothing_is_left(alice)
+
+
+@pytest.mark.fault(42)
 async def test_a_deleted_user_leaves_no_lease(lab: Lab, alice: Person, admin: Person) -> None:
     """The admin deletes an account whose server runs: server, container and lease go with it."""
     await alice.start({"profile": "gpu"})

@@ -97,6 +97,7 @@ def assert_clean(answer: Answer, sentence: str) -> None:
         assert word not in answer.text
 
 
+@pytest.mark.fault(14, 27)
 @pytest.mark.parametrize(("fault", "status", "sentence"), FAULTS)
 async def test_a_fault_is_a_sentence_and_leaves_nothing(
     lab: Lab, alice: Person, fault: Fault, status: int, sentence: str
@@ -112,6 +113,7 @@ async def test_a_fault_is_a_sentence_and_leaves_nothing(
     assert alice.container().gpus == ("GPU-aaaa",)
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -165,6 +167,7 @@ async def test_no_traceback_is_logged_for_a_refusal(lab: Lab, alice: Person, cap
     assert not [record for record in caplog.records if record.exc_info and record.name != "tornado.access"]
 
 
+@pytest.mark.fault(40)
 async def test_a_server_that_never_answers_is_given_up_in_time(lab: Lab, alice: Person) -> None:
     """Before the Hub's own limit, which has no words, the student reads how far the start came."""
     lab.configure(start_timeout=4)

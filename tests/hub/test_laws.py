@@ -44,6 +44,7 @@ async def test_a_slow_call_of_one_user_delays_nobody_else(lab: Lab, alice: Perso
     assert {alice.container().gpus, bob.container().gpus} == {("GPU-aaaa",), ("GPU-bbbb",)}
 
 
+@pytest.mark.fault(1)
 async def test_many_starts_at_once_never_share_a_card(lab: Lab) -> None:
     """Eight people ask for two cards at the same moment: two get one each, six read why not."""
     people = [await lab.person(f"u{number}") for number in range(8)]
@@ -226,6 +227,7 @@ async def test_create_kwargs_cannot_go_around_the_lease(
     await lab.nothing_is_left(alice)
 
 
+@pytest.mark.fault(20)
 async def test_a_profile_never_resumes_a_container(lab: Lab, alice: Person) -> None:
     """A container of alice's that an earlier Hub left is removed and not started again, and its cards are free."""
     await alice.start({"profile": "two"})

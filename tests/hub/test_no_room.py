@@ -125,6 +125,7 @@ async def test_what_will_never_fit_says_so(lab: Lab, alice: Person) -> None:
     assert "not on this server" in (await alice.form()).card("three")
 
 
+@pytest.mark.fault(48)
 async def test_shares_are_counted(lab: Lab, alice: Person) -> None:
     """Two shares of 8 GiB fit on a card of 24 GiB with a reserve, a third needs the next card, a fifth does not fit."""
     for number in range(4):

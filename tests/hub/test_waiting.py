@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from gpuspawner.texts import Text
@@ -167,3 +168,35 @@ async def test_a_newcomer_does_not_pass_somebody_who_waits(
     assert "1 person is waiting" in (await dan.form()).card("gpu")
     await cai.stop()
     assert (await dan.start({"profile": "gpu"})).status == 201
+
+
+@pytest.mark.fault(42)
+async def test_whoever_is_deleted_while_waiting_leaves_the_line(
+    full: None, lab: Lab, alice: Person, cai: Person, dan: Person, admin: Person
+) -> None:
+    """JupyterHub deletes no account whose server is on its way; when that is stopped it does, and the place is gone."""
+    await joined(lab, cai)
+    await joined(lab, dan)
+    assert (await admin.api("DELETE", "users/cai")).status == 500
+    assert await line(lab) == ["cai", "dan"]
+    assert (await admin.stop(of="cai")).status == 204
+    assert (await admin.api("DELETE", "users/cai")).status == 204
+    assert await line(lab) == ["dan"]
+    await alice.stop()
+    await until(lambda: dan.spawner.ready, "the next in line is served")
+
+
+@pytest.mark.fault(49)
+async def test_a_burst_of_starts_is_served_in_its_order(full: None, lab: Lab, alice: Person) -> None:
+    """Ten ask in one breath for the one card that comes back: each waits, and they are served as they came."""
+    people = {name: await lab.person(name) for name in (f"s{number}" for number in range(10))}
+    answers = await asyncio.gather(*(person.start(WAIT) for person in people.values()))
+    assert {answer.status for answer in answers} == {202}
+    await until(lambda: len(lab.house.ledger._line) == len(people), "all are in the line")
+    order = await line(lab)
+    await alice.stop()
+    for number, name in enumerate(order, 1):
+        await until(lambda name=name: people[name].spawner.ready, f"{name} is served")
+        assert await line(lab) == order[number:]
+        assert (await people[name].stop()).status == 204
+    assert lab.settings["failure_count"] == 0

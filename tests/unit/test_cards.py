@@ -88,9 +88,10 @@ file.change(lambda record: record.drain("GPU-bbbb", Drained(datetime.now(timezon
 """
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("at", ["os.fdopen", "os.fchmod", "os.fsync", "Path.replace"])
 def test_a_program_that_is_killed_before_the_rename_leaves_the_old_file_and_no_lock(tmp_path: Path, at: str) -> None:
-    """Fault 23: whatever it was doing; the next change goes through."""
+    """Whatever it was doing; the next change goes through."""
     file = CardsFile(tmp_path)
     before = file.change(drain(A))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
+from gpuspawner import ledger
 from gpuspawner.cards import NAME, CardsFile
 from gpuspawner.caretaker import UNREADABLE, Caretaker
 from gpuspawner.errors import EngineDown, NoRoom, Reason
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample, Xid
-from gpuspawner.leases import CardShare, Held, Holdings
-from gpuspawner.ledger import Ledger
+from gpuspawner.leases import CardShare, Held, Holdings, Owner
+from gpuspawner.ledger import Ledger, Place
 from gpuspawner.placement import Policy
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.quarantine import Drained
@@ -111,7 +112,7 @@ class Desk:
 
     async def reserve(self, lease_id: str = "new") -> tuple[GpuUuid, ...]:
         """One whole card."""
-        cards = await self.ledger.reserve(Claim(lease_id, GpuRequest(count=1)))
+        cards = (await self.ledger.reserve(Claim(lease_id, GpuRequest(count=1)))).cards
         return tuple(card.uuid for card in cards)
 
     async def faults(self) -> dict[GpuUuid, str]:
@@ -142,8 +143,9 @@ async def until(condition: Callable[[], object]) -> None:
 # Drained
 
 
+@pytest.mark.fault(8)
 async def test_a_drained_card_is_not_leased_and_the_file_reaches_a_running_hub(desk: Desk, tmp_path: Path) -> None:
-    """Fault 8: another program writes it, the next look follows, and back; who has the card keeps it."""
+    """Another program writes it, the next look follows, and back; who has the card keeps it."""
     desk.serve(A)
     CardsFile(tmp_path).change(lambda record: record.drain(A, Drained(AT, "kim", "fan")))
     assert await desk.faults() == {A: "This GPU was taken out of use by the admin: fan."}
@@ -188,10 +190,11 @@ async def test_on_a_file_that_was_never_readable_nothing_is_leased(desk: Desk, t
     assert await desk.reserve() == (A,)
 
 
+@pytest.mark.fault(41)
 async def test_a_file_that_is_damaged_later_means_what_it_meant(
     desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault 41, for this file: the last good state holds, and the log says so once."""
+    """The last good state holds, and the log says so once."""
     CardsFile(tmp_path).change(lambda record: record.drain(A, Drained(AT)))
     assert set(await desk.faults()) == {A}
     (tmp_path / NAME).write_text("{")
@@ -220,11 +223,12 @@ async def test_a_file_is_read_only_when_it_has_changed(
 # XIDs
 
 
+@pytest.mark.fault(24, 28)
 async def test_a_critical_xid_takes_the_card_out_and_is_still_known_after_a_restart(desk: Desk, tmp_path: Path) -> None:
-    """Fault 24, fault 28: an error of a program does not; only an admin clears it, in the running Hub as well."""
+    """An error of a program does not; only an admin clears it, in the running Hub as well."""
     desk.driver.xids = [Xid(B, 31), Xid(A, 79), Xid(A, 154)]
     assert list(await desk.faults()) == [A]
-    await until((tmp_path / NAME).exists)
+    await until(lambda: (tmp_path / NAME).exists() and not desk.caretaker._memory._new)
     assert CardsFile(tmp_path).read().struck[A].xid == 79
     assert await Desk(tmp_path).reserve() == (B,)
     assert list(await desk.faults()) == [A]
@@ -263,8 +267,9 @@ async def test_without_a_folder_an_xid_is_known_until_the_process_ends() -> None
 # From outside
 
 
+@pytest.mark.fault(13, 38)
 async def test_a_card_in_use_from_outside_is_not_leased_from_the_first_look_on(desk: Desk) -> None:
-    """Fault 13: already the decision that meets it leaves it out, and the next look has the sentence."""
+    """Already the decision that meets it leaves it out, and the next look has the sentence."""
     desk.driver.pids[A] = (4711,)
     assert await desk.reserve() == (B,)
     assert await desk.faults() == {A: "This GPU is in use from outside; it is left out until that has ended."}
@@ -361,8 +366,9 @@ async def test_a_driver_that_does_not_answer_is_its_own_trouble(desk: Desk) -> N
 # After a lease
 
 
+@pytest.mark.fault(4, 25, 47)
 async def test_a_card_is_handed_over_when_it_is_clean(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault 4, fault 25, fault 47: while the grace runs the card is taken, until a moment that can be waited for."""
+    """While the grace runs the card is taken, until a moment that can be waited for."""
     desk.labels["other"] = Held((CardShare(B),))
     desk.serve(A)
     desk.driver.pids[A] = (1,)
@@ -382,6 +388,47 @@ async def test_a_card_is_handed_over_when_it_is_clean(desk: Desk, caplog: pytest
     desk.driver.pids[A] = ()
     assert await desk.reserve() == (A,)
     assert f"{A} is in use again" in caplog.text
+
+
+@pytest.mark.fault(47)
+async def test_who_waits_is_the_next_when_the_card_is_clean(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server before is gone and its process is not: the head of the line keeps its place, and gets the card."""
+    monkeypatch.setattr(ledger, "TICK_SECONDS", 0.01)
+    desk.labels["other"] = Held((CardShare(B),))
+    desk.serve(A)
+    desk.driver.pids[A] = (1,)
+    request = GpuRequest(count=1)
+    places: list[Place | None] = []
+    waiting = [
+        asyncio.ensure_future(desk.ledger.reserve(Claim(name, request), wait_seconds=SOON, on_wait=places.append))
+        for name in ("head", "next")
+    ]
+    await until(lambda: len(places) == 2)
+    del desk.labels["lease"]
+    looks = desk.driver.looks
+    await until(lambda: desk.driver.looks > looks + 5)
+    assert not any(task.done() for task in waiting)
+    desk.driver.pids[A] = ()
+    assert (await waiting[0]).cards == (CardShare(A),)
+    assert [waiter.id for waiter in (await desk.ledger.standing()).line] == ["next"]
+    waiting[1].cancel()
+    await asyncio.wait([waiting[1]])
+
+
+@pytest.mark.fault(37, 38)
+async def test_an_end_that_only_the_engine_tells_of_frees_no_card(desk: Desk) -> None:
+    """A daemon that died says "exited" (255) of a server whose process lives on: what runs on the card is believed."""
+    desk.labels["other"] = Held((CardShare(B),))
+    desk.serve(A)
+    desk.driver.pids[A] = (1,)
+    await desk.ledger.standing()
+    del desk.labels["lease"]
+    for after in (0.0, GRACE, 1000.0):
+        desk.driver.now += after
+        with pytest.raises(NoRoom):
+            await desk.reserve()
+    desk.driver.pids[A] = ()
+    assert await desk.reserve() == (A,)
 
 
 async def test_a_server_that_is_started_again_at_once_gets_its_card(desk: Desk) -> None:
@@ -422,6 +469,33 @@ async def test_a_fault_is_logged_once_and_once_more_when_its_kind_changes(
         f"{A} is left out (foreign)",
         f"{A} is left out (drained)",
     ]
+
+
+# Held by several
+
+
+@pytest.mark.fault(5)
+async def test_a_card_that_several_hold_is_an_alarm_and_nobody_is_stopped(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, with the names of both; nobody else gets it; and once more when another one joins them."""
+    for number, user in enumerate(("kim", "lee\nforged")):
+        desk.labels[f"lease-{number}"] = Held((CardShare(A),), Owner(user))
+    for number in range(3):
+        assert await desk.reserve(f"{number}") == (B,)
+        desk.ledger.release(f"{number}")
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    said = record.getMessage()
+    assert said.startswith(f"{A} is held by more than it has room for: 'kim' '' (hub 'jupyter', lease-0)")
+    assert "'lee\\nforged'" in said
+    desk.labels["unreadable"] = Held((CardShare(A),))
+    await desk.faults()
+    assert "container unreadable" in caplog.records[-1].getMessage()
+    for name in ("lease-0", "unreadable"):
+        del desk.labels[name]
+    caplog.clear()
+    assert list(await desk.taken()) == [A]
+    assert not caplog.records
 
 
 # On the stand-in driver
@@ -508,8 +582,9 @@ def machine(library: Path, tmp_path: Path) -> Machine:
     return machine
 
 
+@pytest.mark.fault(13)
 def test_the_driver_tells_of_somebody_from_outside(machine: Machine) -> None:
-    """Fault 13, by the real pynvml: a program of MPS counts, what draws on a screen does not."""
+    """A program of MPS counts, what draws on a screen does not."""
     with machine.hub() as hub:
         assert hub.look() == ({}, [])
         machine.cards(GpuState().with_card(FIRST, processes=(Process(4711, kind="mps"),)))
@@ -520,8 +595,9 @@ def test_the_driver_tells_of_somebody_from_outside(machine: Machine) -> None:
         assert hub.look() == ({}, [])
 
 
+@pytest.mark.fault(25)
 def test_the_driver_tells_when_the_memory_is_back(machine: Machine) -> None:
-    """Fault 25, by the real pynvml: 22 GiB stay after the server has gone."""
+    """22 GiB stay after the server has gone."""
     full = GpuState().with_card(FIRST, used=22 * 2**30)
     with machine.hub() as hub:
         hub.look()
@@ -533,8 +609,9 @@ def test_the_driver_tells_when_the_memory_is_back(machine: Machine) -> None:
         assert hub.look() == ({}, [])
 
 
+@pytest.mark.fault(25)
 def test_memory_that_does_not_come_back_is_a_fault(machine: Machine) -> None:
-    """Fault 25, without a grace: the sentence says how much it is."""
+    """The sentence says how much it is."""
     with machine.hub(grace_seconds=0.0) as hub:
         hub.look(FIRST)
         machine.cards(GpuState().with_card(FIRST, used=22 * 2**30))
@@ -543,8 +620,9 @@ def test_memory_that_does_not_come_back_is_a_fault(machine: Machine) -> None:
         assert held == []
 
 
+@pytest.mark.fault(24, 28)
 def test_an_xid_of_the_driver_is_known_to_the_next_hub(machine: Machine) -> None:
-    """Fault 28, fault 29: told by the driver once, written down, and cleared by an admin only."""
+    """Told by the driver once, written down, and cleared by an admin only."""
     state = GpuState()
     with machine.hub() as hub:
         hub.look()
@@ -559,8 +637,9 @@ def test_an_xid_of_the_driver_is_known_to_the_next_hub(machine: Machine) -> None
         assert hub.look() == ({}, [])
 
 
+@pytest.mark.fault(27)
 def test_one_sick_card_leaves_the_other_alone(machine: Machine) -> None:
-    """Fault 27: lost or to be reset, each by itself."""
+    """Lost or to be reset, each by itself."""
     with machine.hub() as hub:
         hub.look()
         for change in ({"lost": True}, {"reset": True}):

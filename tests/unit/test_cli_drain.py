@@ -183,8 +183,9 @@ def test_status_shows_what_is_out_of_use_and_why(terminal: Terminal) -> None:
         assert "#0: This GPU has reported an error (XID 79)" in struck.stdout
 
 
+@pytest.mark.fault(13, 38)
 def test_status_shows_who_is_there_from_outside(terminal: Terminal, library: Path) -> None:
-    """Fault 13, fault 38: it needs no Hub to see that a card nobody has leased is in use."""
+    """It needs no Hub to see that a card nobody has leased is in use."""
     GpuState().with_card(ONE, processes=(Process(4711),)).write(terminal.folder / "gpus")
     terminal.environment = nvml_environment(library, terminal.folder / "gpus")
     with StandinEngine() as engine:

@@ -74,6 +74,7 @@ WHOLE_A, WHOLE_B, SHARE_A = CardShare(A), CardShare(B), CardShare(A, 8 * GIB)
 # Which cards get in
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("attachment", ATTACHMENTS)
 def test_without_a_lease_no_card_gets_in(attachment: Attachment) -> None:
     """Law 3: `void` and the plain runtime, each of which alone keeps the cards out, and no device request."""
@@ -131,6 +132,7 @@ def test_a_share_tells_the_frameworks_their_budget() -> None:
     assert "NVIDIA_GPU_MEMORY_LIMIT" not in spec(WHOLE_A).environment
 
 
+@pytest.mark.fault(10, 11)
 @given(strategies.leases(), st.sampled_from(ATTACHMENTS))
 def test_whatever_is_leased_the_variable_is_set_and_never_all(held: Lease, attachment: Attachment) -> None:
     """Law 3 for every lease: exactly the leased UUIDs or `void`, and a request exactly when cards are attached."""
@@ -448,6 +450,7 @@ def test_a_long_complaint_of_nvidia_smi_is_cut() -> None:
     assert "x" * 5000 in problem.detail
 
 
+@pytest.mark.fault(10)
 @given(st.lists(st.integers(0, 3), unique=True), st.sets(st.integers(0, 3), min_size=1), st.booleans())
 def test_all_is_well_only_when_exactly_the_leased_cards_are_there(
     present: list[int], leased: set[int], with_smi: bool

@@ -296,6 +296,7 @@ async def test_a_call_has_a_time_limit_and_goes_on_without_us(standin: StandinEn
     await until(lambda: bool(standin.containers))
 
 
+@pytest.mark.fault(37)
 async def test_the_usual_limit_holds_where_none_is_said(standin: StandinEngine) -> None:
     """A queue for a free thread counts too: to the student it is the same."""
     engine = Engine({"base_url": standin.url}, threads=1, call_timeout_seconds=0.2)
@@ -497,6 +498,7 @@ def test_an_engine_that_does_not_tell_which_images_are_missing(
 # Leases on the labels
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize(
     ("state", "holds"),
     [
@@ -513,6 +515,7 @@ async def test_which_containers_hold_their_cards(
     assert await engine.holdings() == ({lease(1).id: Held((CardShare(A),), lease(1).owner)} if holds else {})
 
 
+@pytest.mark.fault(22)
 async def test_leases_of_every_hub_count(engine: Engine) -> None:
     """Two Hubs may share an engine; containers of others hold nothing of ours."""
     await create(engine, "ann", encode(lease(1, CardShare(A))))
@@ -527,6 +530,16 @@ async def test_leases_of_every_hub_count(engine: Engine) -> None:
     assert {entry.name: entry.lease for entry in await engine.leased()}["bob"] == lease(
         2, CardShare(B, GIB), hub="other"
     )
+
+
+@pytest.mark.fault(5)
+async def test_a_second_container_of_one_lease_counts_as_well(engine: Engine) -> None:
+    """An image that was committed from a server has its labels, and so has whatever is started from it."""
+    await create(engine, "ann", encode(lease(1, CardShare(A))))
+    copy = await create(engine, "copy", encode(lease(1, CardShare(A))))
+    found = await engine.holdings()
+    assert set(found) < {lease(1).id, copy, *(entry.id for entry in await engine.leased())}
+    assert [held.cards for held in found.values()] == [(CardShare(A),)] * 2
 
 
 @pytest.mark.parametrize(
@@ -628,6 +641,7 @@ async def test_a_container_is_removed_in_any_state(standin: StandinEngine, engin
     await engine.remove("ann")
 
 
+@pytest.mark.fault(36)
 async def test_a_removal_that_is_under_way_is_waited_for(standin: StandinEngine, engine: Engine) -> None:
     """Two may remove at once (a 409): both return when it is gone, and the name is free."""
     await run(engine, "ann")
@@ -664,6 +678,7 @@ async def test_a_removal_that_never_ends_is_an_error(
     assert busy.struck == dockerd.REMOVAL_TRIES
 
 
+@pytest.mark.fault(36)
 async def test_a_late_removal_does_not_hit_the_next_container(standin: StandinEngine, engine: Engine) -> None:
     """The engine gets to it when the name is another container's (moby#37698: act by id)."""
     await run(engine, "ann")

@@ -252,9 +252,10 @@ def test_a_watch_restarted_at_the_end_warns_before_it_stops() -> None:
     assert short(watch.at(123 * MINUTE)) == ["stop"]
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("jump", [86400, -86400, 3600, -3600, 90], ids=lambda value: f"{value} s")
 def test_a_jump_of_the_wall_clock_changes_nothing_for_leases_that_were_seen(jump: int) -> None:
-    """Fault 46: after a jump of a day the lease still gets its two hours, and each warning at its time."""
+    """After a jump of a day the lease still gets its two hours, and each warning at its time."""
     watch = Watch(lease())
     watch.at(60 * MINUTE)
     watch.jumped = jump
@@ -266,9 +267,10 @@ def test_a_jump_of_the_wall_clock_changes_nothing_for_leases_that_were_seen(jump
     }
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("jump", [86400, -86400], ids=["a day ahead", "a day back"])
 def test_a_lease_that_began_around_a_jump_gets_its_whole_time(jump: int) -> None:
-    """Fault 46: its start was written by the clock of before or of after, and neither stops it early or late."""
+    """Its start was written by the clock of before or of after, and neither stops it early or late."""
     watch = Watch()
     watch.at(100)
     watch.jumped = jump
@@ -283,8 +285,9 @@ def test_a_lease_that_began_around_a_jump_gets_its_whole_time(jump: int) -> None
     assert stops == {"before": HOUR + 120, "after": HOUR + 120}
 
 
+@pytest.mark.fault(46)
 def test_a_watch_that_starts_after_a_jump_warns_before_it_stops() -> None:
-    """Fault 46: what seems to be over at the first look gets a warning and the grace."""
+    """What seems to be over at the first look gets a warning and the grace."""
     watch = Watch(lease())
     watch.jumped = 86400
     assert short(watch.at(10 * MINUTE)) == [LAST_STEP]
@@ -312,9 +315,10 @@ LOOKS = st.lists(
 )
 
 
+@pytest.mark.fault(46)
 @given(LOOKS, st.integers(1, 4 * HOUR))
 def test_never_a_stop_out_of_the_blue(looks: list[tuple[int, int, str]], limit: int) -> None:
-    """Fault 46: whatever clocks, restarts and extensions do, a stop comes a grace after a warning of the same process
+    """Whatever clocks, restarts and extensions do, a stop comes a grace after a warning of the same process
     and the same end; no step is repeated for the same end, except the last one after a restart."""
     watch = Watch(lease(limit=limit))
     warned_at: float | None = None
@@ -348,12 +352,13 @@ def test_never_a_stop_out_of_the_blue(looks: list[tuple[int, int, str]], limit: 
                 warned_at = watch.elapsed if warned_at is None else warned_at
 
 
+@pytest.mark.fault(46)
 @given(
     st.lists(st.tuples(st.integers(1, 600), st.sampled_from([0, 0, 86400, -86400, 7200, -7200])), max_size=80),
     st.integers(1, 6 * HOUR),
 )
 def test_a_lease_that_was_seen_gets_exactly_its_time(looks: list[tuple[int, int]], limit: int) -> None:
-    """Fault 46: jumps of more than a minute neither shorten nor lengthen it, as long as the watch runs."""
+    """Jumps of more than a minute neither shorten nor lengthen it, as long as the watch runs."""
     watch = Watch(lease(limit=limit))
     watch.at(0)
     for wait, jump in looks:

@@ -107,6 +107,7 @@ async def test_who_can_build_what_was_never_built(house: House) -> None:
         assert {offer.profile.slug: str(offer.remedy) for offer in offers if offer.remedy} == {"one": words}
 
 
+@pytest.mark.fault(22)
 async def test_what_is_held_is_counted(house: House) -> None:
     """Of this Hub and of others: labels and reservations in flight."""
     cards = [gpu.uuid for gpu in (await house.gpus.inventory()).gpus]
@@ -266,6 +267,17 @@ async def test_only_what_nobody_will_start_is_removed(standin: StandinEngine, ho
     assert standin.container("running").running
 
 
+@pytest.mark.fault(16)
+async def test_clearing_away_twice_is_once(standin: StandinEngine, house: House) -> None:
+    """Two rounds at once and one more: what is gone is gone, and nothing else goes with it."""
+    for name in ("abandoned", "running"):
+        await create(house, name, encode(lease(name)))
+    await house.engine.call("start", "running")
+    await asyncio.gather(house.remove_abandoned(), house.remove_abandoned())
+    await house.remove_abandoned()
+    assert [container.name for container in standin.containers] == ["running"]
+
+
 async def test_a_start_that_is_under_way_is_left_alone(standin: StandinEngine, house: House) -> None:
     """With a card or without; once it has failed and something comes late all the same, that is removed."""
     await house.ledger.reserve(Claim("starting", None))
@@ -288,6 +300,7 @@ async def test_a_start_that_began_after_the_look_is_left_alone(standin: StandinE
     assert standin.container("new")
 
 
+@pytest.mark.fault(17)
 async def test_it_goes_on_for_as_long_as_the_hub_lives(
     standin: StandinEngine, house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -297,9 +310,9 @@ async def test_it_goes_on_for_as_long_as_the_hub_lives(
     await create(house, "before", encode(lease("before")))
     with standin.faults.during(Http500("list")) as fault:
         house.open()
-        first = house._reconciling
+        first = list(house._tasks)
         house.open()
-        assert house._reconciling is first
+        assert house._tasks == first
         await until(lambda: fault.struck > 1)
         assert standin.containers
     await until(lambda: not standin.containers)
@@ -308,8 +321,7 @@ async def test_it_goes_on_for_as_long_as_the_hub_lives(
     assert "Removing before" in caplog.text
     assert "Removing late" in caplog.text
     await house.close()
-    assert first is not None
-    assert first.cancelled()
+    assert all(task.cancelled() for task in first)
 
 
 # What is being cleared away

@@ -149,6 +149,7 @@ def test_ended_twice_or_never_begun(tmp_path: Path) -> None:
     assert told(journal) == [("one", at(0), at(1))]
 
 
+@pytest.mark.fault(46)
 def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     """A lease that ends before it began took no time."""
     journal = Journal(tmp_path)
@@ -327,6 +328,7 @@ def test_the_youngest_file_stays_whatever_the_clock_says(tmp_path: Path) -> None
     assert told(journal) == [("one", at(0), at(1))]
 
 
+@pytest.mark.fault(46)
 def test_a_clock_that_jumps_between_rotations(tmp_path: Path) -> None:
     """The order of the files is that of writing: what was ended stays ended, though the older file has a later name."""
     journal = Journal(tmp_path, rotate_bytes=1)
@@ -364,6 +366,7 @@ def test_killed_in_the_middle_of_a_rotation(tmp_path: Path) -> None:
 # After a crash
 
 
+@pytest.mark.fault(17, 41)
 def test_labels_win(tmp_path: Path) -> None:
     """What the labels show is begun at the time on the label; what they do not show ended at the last sign of life."""
     journal = Journal(tmp_path)
@@ -375,6 +378,7 @@ def test_labels_win(tmp_path: Path) -> None:
     assert after.read(EVER)[2].groups == frozenset({"group of bob"})
 
 
+@pytest.mark.fault(16)
 def test_closing_up_twice_is_once(tmp_path: Path) -> None:
     """The second time nothing is written."""
     journal = Journal(tmp_path)

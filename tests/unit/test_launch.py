@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,7 @@ async def test_the_home_folder_is_made_before_docker_would(
     assert not rig.standin.volumes
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("state", ["created", "running", "exited"])
 async def test_what_an_earlier_start_left_is_never_resumed(rig: Rig, state: str) -> None:
     """Law 6: a new container of today's profile; the old one's card is free for it."""
@@ -404,6 +406,7 @@ async def prepare(rig: Rig, step: str) -> str:
     return NAME if step == "inspect" else "*"
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize(("step", "leased"), STEPS)
 async def test_a_failure_at_any_step_leaves_nothing(rig: Rig, step: str, leased: bool) -> None:
     """One 500 of the engine; the launch ends with a sentence, and the next one works."""
@@ -420,6 +423,7 @@ async def test_a_failure_at_any_step_leaves_nothing(rig: Rig, step: str, leased:
     assert await rig.held() == [A]
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize(("step", "leased"), STEPS)
 async def test_a_cancellation_at_any_step_leaves_nothing(rig: Rig, step: str, leased: bool) -> None:
     """The Stop button: over within a second; the card is held until the call under way has ended and is undone."""
@@ -443,6 +447,7 @@ async def test_a_cancellation_at_any_step_leaves_nothing(rig: Rig, step: str, le
 
 
 # Reading the check has a longer limit of its own: see the check that hangs.
+@pytest.mark.fault(14, 37)
 @pytest.mark.parametrize(("step", "leased"), STEPS[:-1])
 async def test_a_call_that_is_overdue_at_any_step_leaves_nothing(rig: Rig, step: str, leased: bool) -> None:
     """It is given up with a sentence; what it does later is undone as well, and the card is held until then."""
@@ -461,6 +466,7 @@ async def test_a_call_that_is_overdue_at_any_step_leaves_nothing(rig: Rig, step:
     await rig.assert_nothing_left_of(launch)
 
 
+@pytest.mark.fault(40)
 async def test_a_container_that_is_created_late_is_removed(rig: Rig) -> None:
     """The engine carries the create out after the launch was cancelled: it was there, and it is gone."""
     launch = rig.launch()
@@ -607,6 +613,7 @@ async def test_nobody_elses_container_is_touched(rig: Rig) -> None:
 # In time
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize(
     ("fault", "stage"),
     [
@@ -736,6 +743,7 @@ async def test_no_task_is_left_behind(rig: Rig) -> None:
 # The cards
 
 
+@pytest.mark.fault(10)
 async def test_a_card_that_does_not_arrive(rig: Rig) -> None:
     """The server may answer: without its card it is stopped, and the student reads which part failed."""
     rig.told = lambda container: whole_answer()
@@ -745,6 +753,7 @@ async def test_a_card_that_does_not_arrive(rig: Rig) -> None:
     await rig.assert_nothing_left_of(launch)
 
 
+@pytest.mark.fault(10)
 async def test_a_card_too_many(rig: Rig) -> None:
     """Somebody else's card in the container is worse than none."""
     rig.told = lambda container: whole_answer(3, 1)
@@ -809,6 +818,34 @@ async def test_a_card_that_drops_off_while_the_server_boots(rig: Rig) -> None:
     with pytest.raises(GpuNotArrived, match="dropped off") as refused:
         await launch.run()
     assert A in refused.value.detail
+    await rig.assert_nothing_left_of(launch)
+
+
+@pytest.mark.fault(9)
+async def test_cards_that_change_their_numbers_stay_who_they_are(rig: Rig) -> None:
+    """The machine comes up again and counts its cards the other way round: holder and newcomer keep apart by UUID."""
+    await rig.launch(owner=ANN).run()
+    first, second = rig.inventory.gpus
+    rig.inventory = Inventory((replace(second, index=0, minor=3), replace(first, index=1, minor=1)))
+    rig.standin.gpus = {B: 3, A: 1}
+    rig.ledger = Ledger(rig.engine.holdings, rig.look, Policy())
+    assert await rig.held() == [A]
+    await rig.launch(owner=BOB).run()
+    container = rig.standin.container(object_name(BOB))
+    assert (container.gpus, rig.minors(container)) == ((B,), [3])
+    assert container.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert await rig.held() == [A, B]
+
+
+@pytest.mark.fault(32)
+async def test_a_hook_that_takes_too_long_is_named(rig: Rig) -> None:
+    """A driver without persistence mode wakes up too slowly: the log has the hook's words, the student a sentence."""
+    words = "nvidia-container-cli: initialization error: driver rpc error: timed out"
+    launch = rig.launch()
+    with rig.standin.faults.during(HookFails(words)), pytest.raises(DeviceFault) as refused:
+        await launch.run()
+    assert words in refused.value.detail
+    assert "could not be attached" in refused.value.text.en
     await rig.assert_nothing_left_of(launch)
 
 

@@ -104,6 +104,7 @@ async def test_a_reservation_is_seen_by_the_next(two: Machine) -> None:
     assert await two.held() == [WHOLE_A, WHOLE_B]
 
 
+@pytest.mark.fault(7, 22)
 async def test_what_the_labels_say_is_counted(two: Machine) -> None:
     """Law 1: also of containers that this process never started."""
     assert await two.reserve("mine", ONE_CARD, {"older": (WHOLE_A,)}) == (WHOLE_B,)
@@ -111,6 +112,7 @@ async def test_what_the_labels_say_is_counted(two: Machine) -> None:
         await two.reserve("other", SHARE, {"older": (WHOLE_A,)})
 
 
+@pytest.mark.fault(16)
 async def test_labels_and_flight_of_one_lease_are_one(one: Machine) -> None:
     """A container that is listed while its start is still under way is not counted twice."""
     assert await one.reserve("first", SHARE) == (SHARE_A,)
@@ -137,6 +139,7 @@ async def test_a_release_gives_the_card_back(one: Machine) -> None:
     assert await one.reserve("second", ONE_CARD) == (WHOLE_A,)
 
 
+@pytest.mark.fault(19)
 async def test_a_release_may_be_repeated(two: Machine) -> None:
     """No counter goes below zero, and nobody else's promise is touched (Slurm 24.05.0rc1)."""
     await two.reserve("first", ONE_CARD)
@@ -170,6 +173,7 @@ async def test_a_start_without_a_card_is_in_flight_and_holds_nothing(one: Machin
 # At the same time
 
 
+@pytest.mark.fault(1)
 async def test_of_two_that_look_together_one_gets_the_card(one: Machine) -> None:
     """Both saw the card free; deciding and writing down is one step."""
     first, look_1 = await one.begin(one.ledger.reserve(Claim("first", ONE_CARD)))
@@ -182,6 +186,7 @@ async def test_of_two_that_look_together_one_gets_the_card(one: Machine) -> None
     assert one.ledger.in_flight() == {"second"}
 
 
+@pytest.mark.fault(1)
 async def test_a_settle_during_a_look_hides_nothing(one: Machine) -> None:
     """The list was made before the container, and the start ended before the list arrived: still counted."""
     await one.reserve("first", ONE_CARD)
@@ -229,6 +234,7 @@ async def test_the_younger_look_does_not_count_what_the_older_one_has_to(one: Ma
     assert list((await old).occupancy.cards) == [WHOLE_A]
 
 
+@pytest.mark.fault(3)
 async def test_a_stale_list_still_counts_a_container_that_has_gone(one: Machine) -> None:
     """The other error would be a card that two hold."""
     task, look = await one.begin(one.ledger.reserve(Claim("second", ONE_CARD)))
@@ -247,6 +253,7 @@ async def test_a_release_during_a_look_frees_the_card_for_it(one: Machine) -> No
     assert (await task).cards == (WHOLE_A,)
 
 
+@pytest.mark.fault(15)
 async def test_a_reservation_in_the_middle_of_a_look_is_counted_by_it(two: Machine) -> None:
     """However old the list is."""
     wide, look = await two.begin(two.ledger.reserve(Claim("wide", BOTH_CARDS)))
@@ -275,6 +282,7 @@ async def test_many_at_once_get_exactly_what_there_is(two: Machine) -> None:
 DOWN = EngineDown(Text("the engine does not answer", "엔진이 응답하지 않습니다"))
 
 
+@pytest.mark.fault(2)
 async def test_nothing_is_leased_on_labels_that_cannot_be_read(one: Machine) -> None:
     """The error goes through, for a reservation and for the form alike; nothing is held."""
     for work in (one.ledger.reserve(Claim("first", ONE_CARD)), one.ledger.standing()):

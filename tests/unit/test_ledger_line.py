@@ -156,16 +156,18 @@ async def test_a_newcomer_does_not_jump_the_line(full: Machine) -> None:
     assert await full.run("short", seconds=1800) == (CardShare(A),)
 
 
+@pytest.mark.fault(48)
 async def test_what_can_never_be_served_does_not_wait(full: Machine) -> None:
-    """Three cards on a machine of two (fault 48)."""
+    """Three cards on a machine of two."""
     with pytest.raises(NoRoom) as refused:
         await full.join("huge", HUGE)
     assert refused.value.reason is Reason.TOO_BIG
     assert await full.line() == []
 
 
+@pytest.mark.fault(42)
 async def test_who_is_cancelled_leaves_the_line(full: Machine) -> None:
-    """The next one moves up; nothing is held (fault 42)."""
+    """The next one moves up; nothing is held."""
     await full.join("cai")
     dan = await full.join("dan")
     full.tasks["cai"].cancel()
@@ -195,10 +197,11 @@ async def test_waiting_has_an_end(full: Machine) -> None:
     assert full.ledger.in_flight() == frozenset()
 
 
+@pytest.mark.fault(34)
 async def test_the_line_stands_still_on_an_engine_that_does_not_answer(
     full: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is leased on unknown, the page says so, and it goes on by itself (fault 34)."""
+    """Nothing is leased on unknown, the page says so, and it goes on by itself."""
     monkeypatch.setattr(module, "TICK_SECONDS", 0.01)
     cai = await full.join("cai")
     full.down = True
@@ -229,6 +232,7 @@ async def test_the_line_stands_still_on_unknown_cards(full: Machine, monkeypatch
     assert (await full.tasks["cai"]).cards == (CardShare(A),)
 
 
+@pytest.mark.fault(17)
 async def test_a_card_that_is_freed_without_a_word_is_found_by_the_timer(
     full: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,8 +257,9 @@ async def test_nobody_looks_while_nobody_waits(full: Machine, monkeypatch: pytes
         full.ledger.release(name)
 
 
+@pytest.mark.fault(49)
 async def test_a_burst_is_served_in_the_order_of_arrival(full: Machine) -> None:
-    """Twenty wait for two cards, and nobody is told to try again (fault 49)."""
+    """Twenty wait for two cards, and nobody is told to try again."""
     names = [f"{number:02}" for number in range(20)]
     for name in names:
         await full.join(name)

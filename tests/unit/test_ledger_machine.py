@@ -180,6 +180,7 @@ class LedgerMachine(StartsMachine):
             assert not self.ledger._settled
 
 
+@pytest.mark.fault(1, 6)
 def test_no_interleaving_promises_a_card_twice() -> None:
     """At least a thousand steps, each followed by all invariants."""
     LedgerMachine.steps = 0
@@ -397,6 +398,7 @@ class Playground:
         assert seen == cards_of(self.promises())
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 async def test_the_real_launch_promises_no_card_twice(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

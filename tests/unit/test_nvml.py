@@ -234,6 +234,7 @@ def test_a_fork_starts_its_own_session(machine: Machine) -> None:
 # One card has a fault
 
 
+@pytest.mark.fault(27)
 def test_a_lost_card_is_left_out_by_name_and_the_other_stays(machine: Machine) -> None:
     """A card that stops answering keeps its UUID and gets a fault; one that comes back is well again."""
     with machine.hub() as hub:
@@ -262,6 +263,7 @@ def test_a_card_lost_from_the_start_is_listed_without_a_name(machine: Machine) -
         assert hub.look().gpus == TWO_CARDS
 
 
+@pytest.mark.fault(9, 29)
 def test_a_card_that_vanishes_stays_listed_until_it_returns(machine: Machine) -> None:
     """A card that is not listed any more is out of order, not forgotten: the other one has its index now."""
     with machine.hub() as hub:
@@ -275,6 +277,7 @@ def test_a_card_that_vanishes_stays_listed_until_it_returns(machine: Machine) ->
         assert hub.look().gpus == TWO_CARDS
 
 
+@pytest.mark.fault(29)
 def test_all_cards_may_vanish(machine: Machine) -> None:
     """A machine that loses every card has faults, and still no trouble with the driver."""
     with machine.hub() as hub:
@@ -406,6 +409,7 @@ def test_a_driver_that_is_installed_later_is_found(machine: Machine, tmp_path: P
         assert hub.look().gpus == TWO_CARDS
 
 
+@pytest.mark.fault(30)
 def test_a_driver_that_hangs_is_trouble_at_once_and_recovers(machine: Machine) -> None:
     """The answer comes within the deadline, then at once, from one thread; when the call returns all is well."""
     with machine.hub(deadline_seconds=1) as hub:
@@ -423,6 +427,7 @@ def test_a_driver_that_hangs_is_trouble_at_once_and_recovers(machine: Machine) -
         assert (well.gpus, well.threads) == (TWO_CARDS, 1)
 
 
+@pytest.mark.fault(30)
 def test_a_hanging_call_does_not_keep_the_process_from_ending(machine: Machine) -> None:
     """A Hub with a hanging driver still stops within seconds."""
     GpuState(delay_ms=600_000).write(machine.state)
@@ -518,8 +523,9 @@ def test_a_driver_without_events_is_no_trouble(machine: Machine) -> None:
     assert (seen.gpus, seen.xids, seen.trouble) == (TWO_CARDS, [], None)
 
 
+@pytest.mark.fault(28)
 def test_the_xid_of_a_card_that_falls_off_the_bus_with_it_is_told(machine: Machine) -> None:
-    """Fault 29: XID 79 comes from a card that cannot even tell its UUID any more."""
+    """XID 79 comes from a card that cannot even tell its UUID any more."""
     with machine.hub() as hub:
         hub.look()
         GpuState().with_xid(FIRST, 79).with_card(FIRST, lost=True).write(machine.state)
@@ -528,8 +534,9 @@ def test_the_xid_of_a_card_that_falls_off_the_bus_with_it_is_told(machine: Machi
     assert seen.faults[FIRST] is not None
 
 
+@pytest.mark.fault(27)
 def test_a_card_that_the_driver_wants_reset_says_so(machine: Machine) -> None:
-    """Fault 27: the other one is well."""
+    """The other one is well."""
     GpuState().with_card(FIRST, reset=True).write(machine.state)
     with machine.hub() as hub:
         seen = hub.look()

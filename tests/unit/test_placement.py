@@ -49,6 +49,7 @@ TWO = Inventory((card(0), card(1)))
 # What is promised
 
 
+@pytest.mark.fault(6, 7)
 @given(strategies.inventories(), strategies.policies(), st.lists(strategies.requests(), max_size=12))
 def test_no_series_of_requests_overcommits_a_card(
     inventory: Inventory, policy: Policy, requests: Sequence[GpuRequest]
@@ -64,6 +65,7 @@ def test_no_series_of_requests_overcommits_a_card(
         strategies.assert_within_cards(occupancy.cards, inventory, policy)
 
 
+@pytest.mark.fault(15)
 @given(st.data(), strategies.inventories(min_cards=2), strategies.policies(), strategies.requests())
 def test_a_placement_is_exactly_what_was_asked(
     data: st.DataObject, inventory: Inventory, policy: Policy, request: GpuRequest
@@ -197,6 +199,7 @@ def test_a_profile_without_gpu_gets_none_even_when_the_cards_are_unknown() -> No
     assert availability(None, TROUBLE, NOTHING, POLICY) == Availability(0, 0)
 
 
+@pytest.mark.fault(27)
 def test_a_lost_card_is_left_out() -> None:
     """Law 11: nobody is given a sick card, and the well one beside it stays in use."""
     inventory = Inventory((card(0, fault=strategies.FAULT), card(1)))

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gpuspawner import quarantine
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory, Sample
+from gpuspawner.leases import CardShare, Held
+from gpuspawner.placement import Policy
 from gpuspawner.quarantine import FIRST_IDLE_BYTES, TOLERANCE_BYTES, Cause, Drained, Record, State, Struck, Watched
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB, MIB
@@ -79,8 +81,9 @@ def room() -> Room:
 # Somebody from outside
 
 
+@pytest.mark.fault(13)
 def test_a_process_on_a_card_that_nobody_leased_is_foreign_until_it_is_gone(room: Room) -> None:
-    """Fault 13: the card is left out and says so; the other one is not concerned."""
+    """The card is left out and says so; the other one is not concerned."""
     assert room.look(pids=(4711,), used=8 * GIB) == {A: Cause.FOREIGN}
     assert room.faults[A].text.en.startswith("This GPU is in use from outside")
     assert "외부" in room.faults[A].text.ko
@@ -126,6 +129,7 @@ def test_processes_that_are_not_told_are_no_evidence(room: Room) -> None:
 # After a lease
 
 
+@pytest.mark.fault(25, 47)
 @pytest.mark.parametrize(
     ("used", "pids", "words"),
     [
@@ -136,7 +140,7 @@ def test_processes_that_are_not_told_are_no_evidence(room: Room) -> None:
 def test_what_a_lease_leaves_behind_holds_the_card_then_faults_it_then_clears(
     room: Room, used: int, pids: tuple[int, ...], words: str
 ) -> None:
-    """Fault 25, fault 47: for the grace the card is still taken, beyond it a fault, and well when it is clean."""
+    """For the grace the card is still taken, beyond it a fault, and well when it is clean."""
     room.look(A, used=20 * GIB, pids=(4711,))
     assert room.look(used=used, pids=pids) == {}
     assert room.clearing == {A}
@@ -244,6 +248,7 @@ def test_cards_that_never_tell_anything_are_leased_again_at_once() -> None:
 # What is remembered
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize(
     ("reason", "sentence"),
     [
@@ -252,7 +257,7 @@ def test_cards_that_never_tell_anything_are_leased_again_at_once() -> None:
     ],
 )
 def test_a_drained_card_is_left_out_and_says_why(room: Room, reason: str, sentence: str) -> None:
-    """Fault 8: also while it is idle and well; and nobody who has it loses it."""
+    """Also while it is idle and well; and nobody who has it loses it."""
     room.record = room.record.drain(A, Drained(AT, "kim", reason))
     assert room.look() == {A: Cause.DRAINED}
     assert room.faults[A].text.en == sentence
@@ -263,8 +268,9 @@ def test_a_drained_card_is_left_out_and_says_why(room: Room, reason: str, senten
     assert room.look(A) == {}
 
 
+@pytest.mark.fault(24, 28)
 def test_an_xid_stays_until_an_admin_clears_it(room: Room) -> None:
-    """Fault 24: the card is checked again before each lease, and looking well is not enough."""
+    """The card is checked again before each lease, and looking well is not enough."""
     room.record = room.record.strike(A, Struck(AT, 79))
     assert room.look() == {A: Cause.XID}
     assert room.look(after=1e6) == {A: Cause.XID}
@@ -279,15 +285,17 @@ def test_the_first_xid_is_the_one_that_is_shown() -> None:
     assert record.struck[A].xid == 79
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("xid", [13, 31, 43, 45, 68, 109])
 def test_errors_of_programs_do_not_take_a_card_away(xid: int) -> None:
-    """Fault 28: NVIDIA's own list."""
+    """NVIDIA's own list."""
     assert not quarantine.is_critical(xid)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("xid", [48, 62, 74, 79, 94, 95, 119, 140])
 def test_every_other_xid_does(xid: int) -> None:
-    """Fault 28: double bit errors, a link, the bus, contained errors, the firmware."""
+    """Double bit errors, a link, the bus, contained errors, the firmware."""
     assert quarantine.is_critical(xid)
 
 
@@ -303,6 +311,49 @@ def test_a_drained_card_that_is_lost_says_that_it_is_drained(room: Room) -> None
     room.inventory = Inventory((replace(CARDS[0], fault=Text("lost", "lost")), CARDS[1]))
     room.record = room.record.drain(A, Drained(AT))
     assert room.causes == {A: Cause.DRAINED}
+
+
+# More than there is
+
+
+WHOLE, HALF, MOST = CardShare(A), CardShare(A, 12 * GIB), CardShare(A, 20 * GIB)
+
+
+@pytest.mark.fault(5)
+@pytest.mark.parametrize(
+    ("cards", "too_much"),
+    [
+        pytest.param([WHOLE], False, id="one alone"),
+        pytest.param([WHOLE, WHOLE], True, id="two alone"),
+        pytest.param([WHOLE, HALF], True, id="the whole and a share"),
+        pytest.param([HALF, HALF], False, id="shares that fit"),
+        pytest.param([HALF, MOST], True, id="shares that do not"),
+        pytest.param([WHOLE, CardShare(B)], False, id="each a card"),
+    ],
+)
+def test_a_card_that_several_hold_is_found(cards: list[CardShare], too_much: bool) -> None:
+    """With all that hold it, and no other card."""
+    holdings = {f"lease-{number}": Held((card,)) for number, card in enumerate(cards)}
+    found = quarantine.doubled(Inventory(CARDS), holdings)
+    assert found == ({A: ("lease-0", "lease-1")} if too_much else {})
+
+
+def test_shares_of_a_card_of_unknown_size_are_not_too_many() -> None:
+    """Law 10; two that hold it alone are, whatever its size."""
+    lost = Inventory((replace(CARDS[0], memory_bytes=0, fault=ours.FAULT),))
+    for inventory in (lost, Inventory()):
+        assert quarantine.doubled(inventory, {"a": Held((MOST,)), "b": Held((MOST,))}) == {}
+        assert quarantine.doubled(inventory, {"a": Held((WHOLE,)), "b": Held((WHOLE,))}) == {A: ("a", "b")}
+
+
+@given(st.data(), ours.inventories(), ours.policies())
+def test_what_is_placed_by_the_rules_is_never_too_much(
+    data: st.DataObject, inventory: Inventory, policy: Policy
+) -> None:
+    """No false alarm: whatever is held legally fits."""
+    occupancy = data.draw(ours.occupancies(inventory, policy))
+    holdings = {f"{number}": Held((card,)) for number, card in enumerate(occupancy.cards)}
+    assert quarantine.doubled(inventory, holdings) == {}
 
 
 # Laws

@@ -372,6 +372,7 @@ ASKED = st.tuples(
 )
 
 
+@pytest.mark.fault(8)
 @settings(max_examples=300)
 @given(days(), st.lists(ASKED, max_size=14))
 def test_outsiders_never_get_the_card_that_the_class_needs(

@@ -89,6 +89,7 @@ def test_a_card_that_is_out_of_order_says_so_although_somebody_holds_it() -> Non
     assert status.wrong
 
 
+@pytest.mark.fault(29)
 def test_a_card_that_is_held_and_not_listed_is_gone() -> None:
     """It is not forgotten because the driver does not list it."""
     status = look(box("kim", CardShare(C)))

@@ -69,6 +69,9 @@ class System:
                 event = await queue.get()
                 if _wanted(event, filters):
                     await response.write(json.dumps(event).encode() + b"\n")
+        except ConnectionError:
+            # Whoever listened has gone, as every listener does one day.
+            return response
         finally:
             self._life.listeners.remove(queue)
 
