@@ -69,7 +69,7 @@ class Look:
     read: dict[str, Held] | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Start:
     """A start by the protocol of `launch`: reserve, create, run, settle; or undo, and release only then.
 
@@ -84,6 +84,9 @@ class Start:
     created: bool = False
     undoing: bool = False
     doomed: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.lease_id} {self.held or ('waits' if self.place else '')}>"
 
     @property
     def lease_id(self) -> str:
@@ -252,6 +255,7 @@ class StartsMachine(RuleBasedStateMachine):
             self.ledger.release(start.lease_id)
             self.starts.remove(start)
         start.undoing = True
+        self._go_on()
 
     @precondition(lambda self: any(start.undoing for start in self.starts))
     @rule(data=st.data(), twice=st.booleans())
@@ -262,6 +266,7 @@ class StartsMachine(RuleBasedStateMachine):
         for _ in range(1 + twice):
             self.ledger.release(start.lease_id)
         self.starts.remove(start)
+        self._go_on()
 
     def _kill_the_hub(self) -> None:
         """The next one knows nothing but the labels."""

@@ -436,7 +436,7 @@ class LineMachine(StartsMachine):
                 assert seen.fault is not None
             elif seen is not None and uuid not in dirty:
                 assert seen.fault is None
-        of_somebody = [held for held in standing.held if held.owner is not None]
+        of_somebody = [held for held in standing.held if held.owner is not None and held.cards]
         assert Counter(of_somebody) == Counter(held for held in self.held().values() if held.cards)
         leased = {card.uuid for held in of_somebody for card in held.cards}
         unclean = {card.uuid: held.ends for held in standing.held if held.owner is None for card in held.cards}
