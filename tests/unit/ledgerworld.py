@@ -227,7 +227,9 @@ class StartsMachine(RuleBasedStateMachine):
 
         Of a start that is being undone a container may still appear: the call was under way.
         """
-        start = self._of(data, self._reserved_starts())
+        self._get_on(self._of(data, self._reserved_starts()), far)
+
+    def _get_on(self, start: Start, far: int) -> None:
         for _ in range(far):
             box = self.world.boxes.get(start.lease_id)
             if box is None and not start.created:

@@ -154,7 +154,7 @@ class LineMachine(StartsMachine):
     errors: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
-        self.rules, self.max_overtakes = Rules(), 0
+        self.rules, self.max_overtakes, self.ticking = Rules(), 0, False
         self.folder = TemporaryDirectory()
         self.file = CardsFile(Path(self.folder.name))
         self.order: list[str] = []
@@ -165,11 +165,18 @@ class LineMachine(StartsMachine):
         super().__init__()
         self.world.quick = True
 
-    @initialize(house=st.sampled_from(list(HOUSES)), max_overtakes=st.integers(0, 2))
-    def a_house(self, house: str, max_overtakes: int) -> None:
-        """What rules it has."""
-        self.rules, self.max_overtakes = HOUSES[house], max_overtakes
+    @initialize(
+        data=st.data(),
+        house=st.sampled_from(list(HOUSES)),
+        max_overtakes=st.integers(0, 2),
+        ticking=st.booleans(),
+        crowd=st.integers(0, 8),
+    )
+    def a_house(self, data: st.DataObject, house: str, max_overtakes: int, ticking: bool, crowd: int) -> None:
+        """What rules it has, and who is there already; with `ticking` no two steps meet within a tick."""
+        self.rules, self.max_overtakes, self.ticking = HOUSES[house], max_overtakes, ticking
         self.ledger = self._ledger()
+        self.some_begin(data, crowd, running=True)
 
     def _new_loop(self) -> StillLoop:
         loop = StillLoop()
@@ -227,22 +234,22 @@ class LineMachine(StartsMachine):
 
     # What a Hub does
 
-    @rule(number=st.integers(1, 3), data=st.data())
-    def some_begin(self, number: int, data: st.DataObject) -> None:
-        """Whether they wait, and for how long, is their own affair."""
+    @rule(data=st.data(), number=st.integers(1, 4), running=st.booleans())
+    def some_begin(self, data: st.DataObject, number: int, running: bool) -> None:
+        """Whether they wait, and for how long, is their own affair; those that are served may be `running` at once."""
         for _ in range(number if len(self.starts) < 12 else 0):
             self._one_begins(data)
-        self._go_on()
+            self._go_on()
+        for start in self._reserved_starts() if running else []:
+            self._get_on(start, 3)
 
     def _one_begins(self, data: st.DataObject) -> Start:
         self.made += 1
-        user = data.draw(st.sampled_from(list(GROUPS)))
-        name = f"lease-{self.made}"
-        minutes = data.draw(st.sampled_from((30, 60, 240, None)))
-        claim = Claim(
-            name, data.draw(requests()), Owner(user, name), None if minutes is None else minutes * 60, GROUPS[user]
-        )
-        return self._begin(claim, data.draw(st.sampled_from((1e6, 1e6, 1e6, 5 * TICK_SECONDS, None))))
+        user, name = data.draw(st.sampled_from(list(GROUPS))), f"lease-{self.made}"
+        minutes = data.draw(st.sampled_from((5, 30, 60, 240, None)))
+        limit = None if minutes is None else minutes * 60
+        claim = Claim(name, data.draw(requests()), Owner(user, name), limit, GROUPS[user])
+        return self._begin(claim, data.draw(st.sampled_from((*[1e6] * 6, 5 * TICK_SECONDS, None))))
 
     @rule(data=st.data(), steps=st.integers(0, 12))
     def one_begins_and_is_cancelled_on_the_way(self, data: st.DataObject, steps: int) -> None:
@@ -308,19 +315,18 @@ class LineMachine(StartsMachine):
         self.world.boxes[lease_id].state = "exited"
 
     @rule(
-        data=st.data(),
-        how=st.sampled_from(("clean", "well", "well", "drained", "xid", "lost", "gone", "foreign", "unknown")),
+        how=st.sampled_from(("clean", "well", "well", "well", "drained", "xid", "lost", "gone", "foreign", "unknown")),
         index=st.integers(0, len(CARDS) - 1),
     )
-    def a_card_changes(self, data: st.DataObject, how: str, index: int) -> None:
+    def a_card_changes(self, how: str, index: int) -> None:
         """An admin, the driver or somebody from outside; "well" is all of that over, for every card."""
         uuid, driver = UUIDS[index], self.driver
+        driver.unknown = how == "unknown"
         if how in ("clean", "well"):
             driver.left_behind.clear()
         if how == "well":
             for each in UUIDS:
                 self.file.change(lambda record, each=each: record.undrain(each))
-            driver.unknown = False
             driver.xids = []
             for cards in (driver.lost, driver.gone, driver.foreign):
                 cards.clear()
@@ -332,9 +338,7 @@ class LineMachine(StartsMachine):
         elif how == "xid":
             self.struck.add(uuid)
             driver.xids.append(Xid(uuid, 79))
-        elif how == "unknown":
-            driver.unknown = True
-        elif how != "clean":
+        elif how not in ("clean", "unknown"):
             {"lost": driver.lost, "gone": driver.gone, "foreign": driver.foreign}[how].add(uuid)
 
     @rule(hours=st.sampled_from((-3, -1, 0.5, 1, 3, 24)))
@@ -365,6 +369,12 @@ class LineMachine(StartsMachine):
             if still:
                 self._pass(TICK_SECONDS)
                 assert not still & self._left_waiting(), f"{still} may pass those ahead, and have waited for two ticks"
+
+    @invariant()
+    def a_tick_goes_by(self) -> None:
+        """After every step, in half of the houses."""
+        if self.ticking:
+            self.a_tick()
 
     def _pass(self, seconds: float) -> None:
         self.loop.seconds += seconds + 0.001
