@@ -246,6 +246,25 @@ class StartsMachine(RuleBasedStateMachine):
             else:
                 start.undoing = True
 
+    def _one_begins(self, data: st.DataObject) -> Any:
+        """A start that somebody has drawn; it does not run yet."""
+        raise NotImplementedError
+
+    @precondition(lambda self: self._reserved_starts())
+    @rule(data=st.data(), times=st.integers(1, 3))
+    def a_look_is_overtaken(self, data: st.DataObject, times: int) -> None:
+        """The classic, which chance finds too rarely: a start ends between the list and its arrival."""
+        quick, self.world.quick = self.world.quick, False
+        self._one_begins(data)
+        self._go_on()
+        self.the_engine_reads_the_labels()
+        for _ in range(times):
+            if self._reserved_starts():
+                self.a_start_gets_on(data, 3)
+        if self.world.looks:
+            self.the_engine_answers(data, 3)
+        self.world.quick = quick
+
     @precondition(lambda self: self.starts)
     @rule(data=st.data())
     def a_start_fails_or_is_cancelled(self, data: st.DataObject) -> None:

@@ -86,13 +86,11 @@ class LedgerMachine(StartsMachine):
     # What a Hub does
 
     @precondition(lambda self: len(self.starts) < 6)
-    @rule(request=requests(), at_once=st.booleans())
-    def begin_a_start(self, request: GpuRequest | None, at_once: bool) -> None:
+    @rule(data=st.data(), at_once=st.booleans())
+    def begin_a_start(self, data: st.DataObject, at_once: bool) -> None:
         """Its look is answered at once, or by later steps."""
-        self.made += 1
-        lease_id = f"lease-{self.made}"
         self.world.quick = at_once
-        self._begin(Claim(lease_id, request))
+        self._one_begins(data)
         self._go_on()
         self.world.quick = False
 
@@ -102,17 +100,9 @@ class LedgerMachine(StartsMachine):
         self.pages.append(Page(self.loop.create_task(self.ledger.standing()), self.promises()))
         self._go_on()
 
-    @precondition(lambda self: self._reserved_starts())
-    @rule(data=st.data(), request=requests(), times=st.integers(1, 3))
-    def a_look_is_overtaken(self, data: st.DataObject, request: GpuRequest | None, times: int) -> None:
-        """The classic, which chance finds too rarely: a start ends between the list and its arrival."""
-        self.begin_a_start(request, at_once=False)
-        self.the_engine_reads_the_labels()
-        for _ in range(times):
-            if self._reserved_starts():
-                self.a_start_gets_on(data, 3)
-        if self.world.looks:
-            self.the_engine_answers(data, 3)
+    def _one_begins(self, data: st.DataObject) -> None:
+        self.made += 1
+        self._begin(Claim(f"lease-{self.made}", data.draw(requests())))
 
     @precondition(lambda self: self.made % 5 == 4)
     @rule()

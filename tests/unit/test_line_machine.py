@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -131,7 +131,7 @@ class Given:
 
 
 class WatchedLedger(Ledger):
-    """The real one; it writes down its grants, since a decision can make several."""
+    """The real one; it writes down what it grants."""
 
     given: list[Given]
 
@@ -142,7 +142,11 @@ class WatchedLedger(Ledger):
                 break
             if each.terms.refusal is None:
                 ahead.append(each.waiter)
-        self.given.append(Given(served.waiter, served.claim, cards, scene, tuple(ahead)))
+        # A decision can make several grants.
+        known = {held.owner for held in scene.held}
+        more = [held for held in self._in_flight.values() if held.owner not in known]
+        whole = replace(scene, held=(*scene.held, *more))
+        self.given.append(Given(served.waiter, served.claim, cards, whole, tuple(ahead)))
         return super()._serve(served, cards, scene)
 
 
@@ -418,12 +422,19 @@ class LineMachine(StartsMachine):
             gpu = scene.inventory.get(card.uuid)
             assert gpu is not None
             assert gpu.fault is None
-        for waiter in given.ahead:
-            if _able(waiter, scene) & _able(given.waiter, scene):
-                self.passed[waiter.id] = self.passed.get(waiter.id, 0) + 1
-                assert self.passed[waiter.id] <= self.max_overtakes
         ends = given.waiter.ends(now)
         lease = Held(given.cards, given.claim.owner, ends)
+        rivals = [waiter for waiter in given.ahead if _able(waiter, scene) & _able(given.waiter, scene)]
+        for waiter in rivals:
+            self.passed[waiter.id] = self.passed.get(waiter.id, 0) + 1
+            assert self.passed[waiter.id] <= self.max_overtakes
+        if rivals:
+            promised = _promise(rivals[0], scene, scene.held)
+            later = replace(lease, ends=ends + GOING if ends else None)
+            then = _promise(rivals[0], scene, (*scene.held, later))
+            assert promised is not None, f"{given} has passed somebody to whom nothing is promised"
+            assert then is not None
+            assert then <= promised, f"{given} delays {rivals[0]}"
         for window in self.rules.calendar.windows(now, now + HORIZON if ends is None else ends):
             if window.group not in given.claim.groups:
                 before, after = (_left_to(window, scene, held) for held in (scene.held, (*scene.held, lease)))
@@ -474,7 +485,7 @@ class LineMachine(StartsMachine):
             ahead.append(waiter)
             if _fits(waiter, scene, scene.held):
                 assert rivals, f"{waiter} fits, and nobody ahead wants those cards"
-                ends, promise = waiter.ends(scene.now), _promise(rivals[0], scene)
+                ends, promise = waiter.ends(scene.now), _promise(rivals[0], scene, scene.held)
                 tired = any(self.passed.get(other.id, 0) >= self.max_overtakes for other in rivals)
                 if not tired and ends is not None and promise is not None and ends + GOING <= promise:
                     found.add(waiter.id)
@@ -501,10 +512,12 @@ def _fits(waiter: Waiter, scene: Scene, held: Iterable[Held]) -> bool:
     return True
 
 
-def _promise(waiter: Waiter, scene: Scene) -> datetime | None:
-    """The first end of a lease at which it fits, every lease ending on time."""
-    for end in sorted(held.ends for held in scene.held if held.ends is not None):
-        if _fits(waiter, scene, [held for held in scene.held if held.ends is None or held.ends > end]):
+def _promise(waiter: Waiter, scene: Scene, held: Sequence[Held]) -> datetime | None:
+    """The first moment at which it fits, every lease ending on time."""
+    if _fits(waiter, scene, held):
+        return scene.now
+    for end in sorted(each.ends for each in held if each.ends is not None):
+        if _fits(waiter, scene, [each for each in held if each.ends is None or each.ends > end]):
             return max(end, scene.now)
     return None
 
