@@ -35,6 +35,7 @@ from gpuspawner.quarantine import Drained
 from gpuspawner.queueing import GOING, Scene, Waiter
 from gpuspawner.reservations import HORIZON, Calendar, Window
 from gpuspawner.terms import Claim, People, Rules
+from gpuspawner.units import GIB
 from tests.strategies import assert_within_cards
 from tests.unit.ledgerworld import ALL, CARDS, LOST, POLICY, UNKNOWN, Start, StartsMachine, World, down, requests
 
@@ -45,9 +46,12 @@ GROUPS = {
     "dan": frozenset({"class", "students"}),
     "eva": frozenset[str](),
 }
-GPUS, SHARE, WAITING = 2, 16 << 30, 2
+GPUS, GPUS_OF_STUDENTS, SHARE, WAITING = 2, 1, 12 * GIB, 2
 LIMITS = Limits.parse(
-    {"user": {"gpus": GPUS, "gpu_memory": "16G", "waiting": WAITING}, "groups_total": {"students": {"gpus": GPUS}}}
+    {
+        "user": {"gpus": GPUS, "gpu_memory": SHARE, "waiting": WAITING},
+        "groups_total": {"students": {"gpus": GPUS_OF_STUDENTS}},
+    }
 )
 CALENDAR = Calendar.parse(
     [
@@ -126,7 +130,7 @@ class Given:
     waiter: Waiter
     claim: Claim
     cards: tuple[CardShare, ...]
-    scene: Scene
+    scene: Scene = field(repr=False)
     ahead: tuple[Waiter, ...]
 
 
@@ -302,15 +306,16 @@ class LineMachine(StartsMachine):
         self._go_on()
 
     @precondition(lambda self: self.world.boxes)
-    @rule(data=st.data(), removed=st.booleans(), told=st.booleans(), leaves=st.booleans())
-    def a_container_ends(self, data: st.DataObject, removed: bool, told: bool, leaves: bool) -> None:
-        """It dies, is stopped, or is removed from outside; the Hub may hear of it; something may stay on the card."""
-        lease_id = self._of(data, list(self.world.boxes))
-        if leaves and self.world.boxes[lease_id].state == "running":
-            self.driver.left_behind.update(card.uuid for card in self.world.boxes[lease_id].held.cards)
-        self._end(lease_id)
-        if removed:
-            del self.world.boxes[lease_id]
+    @rule(data=st.data(), number=st.integers(1, 3), removed=st.booleans(), told=st.booleans(), leaves=st.booleans())
+    def containers_end(self, data: st.DataObject, number: int, removed: bool, told: bool, leaves: bool) -> None:
+        """They die, are stopped, or removed from outside; the Hub may hear of it; something may stay on the card."""
+        for lease_id in data.draw(st.permutations(list(self.world.boxes)))[:number]:
+            box = self.world.boxes[lease_id]
+            if leaves and box.state == "running":
+                self.driver.left_behind.update(card.uuid for card in box.held.cards)
+            self._end(lease_id)
+            if removed:
+                del self.world.boxes[lease_id]
         if told:
             self.ledger.nudge()
         self._go_on()
@@ -401,7 +406,7 @@ class LineMachine(StartsMachine):
                 line = [place.claim.owner for place in self.ledger._line.values()]
                 assert sum(owner is not None and owner.user == user for owner in line) <= WAITING
             students = [each for each in held if each.owner and "students" in GROUPS[each.owner.user]]
-            assert sum(card.whole for each in students for card in each.cards) <= GPUS
+            assert sum(card.whole for each in students for card in each.cards) <= GPUS_OF_STUDENTS
 
     @invariant()
     def the_line_is_in_order_and_nothing_is_left_of_what_is_over(self) -> None:
