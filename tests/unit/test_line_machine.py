@@ -31,6 +31,7 @@ from gpuspawner.leases import CardShare, Held, Owner
 from gpuspawner.ledger import TICK_SECONDS, Ledger, Place, Standing
 from gpuspawner.limits import Limits
 from gpuspawner.placement import Occupancy, able_cards, place
+from gpuspawner.profiles import GpuRequest
 from gpuspawner.quarantine import Drained
 from gpuspawner.queueing import GOING, Scene, Waiter
 from gpuspawner.reservations import HORIZON, Calendar, Window
@@ -67,6 +68,7 @@ HOUSES = {
     "both": Rules(LIMITS, CALENDAR),
 }
 NOBODY_OF_OURS, LEFT_BEHIND = 7, 8
+ONE = GpuRequest.model_validate({"count": 1})
 UUIDS = [gpu.uuid for gpu in CARDS]
 
 
@@ -252,12 +254,31 @@ class LineMachine(StartsMachine):
             self._get_on(start, 3)
 
     def _one_begins(self, data: st.DataObject) -> Start:
+        request = data.draw(requests())
+        patience = data.draw(st.sampled_from((*[1e6] * 6, 5 * TICK_SECONDS, None)))
+        return self._ask(data, data.draw(st.sampled_from(list(GROUPS))), request, patience)
+
+    def _ask(self, data: st.DataObject, user: str, request: GpuRequest | None, patience: float | None) -> Start:
         self.made += 1
-        user, name = data.draw(st.sampled_from(list(GROUPS))), f"lease-{self.made}"
+        name = f"lease-{self.made}"
         minutes = data.draw(st.sampled_from((5, 30, 60, 240, None)))
         limit = None if minutes is None else minutes * 60
-        claim = Claim(name, data.draw(requests()), Owner(user, name), limit, GROUPS[user])
-        return self._begin(claim, data.draw(st.sampled_from((*[1e6] * 6, 5 * TICK_SECONDS, None))))
+        return self._begin(Claim(name, request, Owner(user, name), limit, GROUPS[user]), patience)
+
+    @precondition(lambda self: self.world.quick and len(self.starts) < 6)
+    @rule(data=st.data(), users=st.lists(st.sampled_from(("ann", "bob", "dan", "eva")), min_size=2, max_size=4))
+    def a_rush(self, data: st.DataObject, users: list[str]) -> None:
+        """All is taken, these wait, and several cards come back at once: chance finds that too rarely."""
+        for user in ("cho", "eva", "cho"):
+            self._ask(data, user, ONE, None)
+            self._go_on()
+        for start in self._reserved_starts():
+            self._get_on(start, 3)
+        for user in users:
+            self._ask(data, user, data.draw(requests()), 1e6)
+            self._go_on()
+        if self.world.boxes:
+            self.containers_end(data, number=3, removed=True, told=True, leaves=False)
 
     @rule(data=st.data(), steps=st.integers(0, 12))
     def one_begins_and_is_cancelled_on_the_way(self, data: st.DataObject, steps: int) -> None:
