@@ -106,6 +106,7 @@ def _part_of_the_stay(spell: Spell) -> float:
 
 def report(seed: int, cards: Sequence[int], rounds: int, timings: int) -> dict[str, Any]:
     """Everything that is printed."""
+    machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()}
     days = {
         mix.name: {
             str(number): {way: summary(found, number) for way, found in play(seed, number, rounds, mix).items()}
@@ -114,7 +115,7 @@ def report(seed: int, cards: Sequence[int], rounds: int, timings: int) -> dict[s
         for mix in MIXES
     }
     found: dict[str, Any] = {
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine,
         "seed": seed,
         "rounds": rounds,
         "days": days,
@@ -176,7 +177,8 @@ def print_report(console: Console, found: Mapping[str, Any]) -> None:
     """For people."""
     about = found["machine"]
     console.print(
-        f"{about['cores']} cores, Python {about['python']}; seed {found['seed']}, {found['rounds']} days; minutes\n",
+        f"{about['cores']} cores, load {about['load']} at the start; Python {about['python']}\n"
+        f"seed {found['seed']}, {found['rounds']} days; minutes\n",
         highlight=False,
     )
     for mix, by_cards in found["days"].items():
