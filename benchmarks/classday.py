@@ -158,14 +158,17 @@ def _print_days(console: Console, mix: str, by_cards: Mapping[str, Mapping[str, 
 
 def _print_decisions(console: Console, found: Mapping[str, Any]) -> None:
     console.print(
-        f"One call, {found['cards']} cards, {found['rounds']} rounds: median (min-max) in ms", highlight=False
+        f"One call, {found['cards']} cards, {found['rounds']} rounds: median (min-max; CPU) in ms", highlight=False
     )
     figures = found["figures"]
     sizes = list(next(iter(figures.values()))["decide"]["milliseconds"])
     table = _table("leases and waiting, each", *sizes, "grows", "n log n")
     for name, calls in figures.items():
         for call, row in calls.items():
-            cells = ["{median:.2f} ({min:.2f}-{max:.2f})".format(**row["milliseconds"][size]) for size in sizes]
+            cells = [
+                "{median:.1f} ({min:.1f}-{max:.1f}; {cpu_median:.1f})".format(**row["milliseconds"][size])
+                for size in sizes
+            ]
             table.add_row(f"{call}, {name}", *cells, f"{row['growth']['times']:.1f}", f"{row['growth']['n_log_n']:.1f}")
     console.print(table)
     for entry in found["targets"]:
