@@ -5,17 +5,18 @@ Nothing here looks into the Hub: the watcher reads the labels that `docker ps` s
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-
-import docker
-import requests
+from typing import Any
+from urllib.parse import quote
 
 from tests.engine.lab import Lab
 from tests.standins.gpustate import DEFAULT_CARDS, MIB, GpuState
@@ -57,6 +58,20 @@ def overlaps_in(log: str) -> list[str]:
     return found
 
 
+class EngineConnection(http.client.HTTPConnection):
+    """To the engine's socket, and closed also where nobody listens."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("docker", timeout=5)
+        self._path = path
+
+    def connect(self) -> None:
+        """Over the unix socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class Watcher:
     """Samples the labels of all containers that hold a lease, as often as it can; an engine that is down is no news."""
 
@@ -64,7 +79,7 @@ class Watcher:
         self.overbooked: list[str] = []
         self.samples = self.misses = self.most = 0
         self.leases: set[str] = set()
-        self._client = docker.APIClient(engine.host, timeout=5)
+        self._socket = str(engine.socket)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher")
 
@@ -75,35 +90,40 @@ class Watcher:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-        self._client.close()
 
     def _run(self) -> None:
         while not self._over.wait(SAMPLE_SECONDS):
             try:
                 uses = [_use(entry) for entry in self._holding()]
-            except (requests.RequestException, docker.errors.DockerException):
+            except (OSError, http.client.HTTPException, ValueError):
                 self.misses += 1
                 continue
             self.samples += 1
             self.most = max(self.most, len(uses))
             self.overbooked += overbooked(uses)
 
-    def _holding(self) -> list[Mapping[str, object]]:
-        """Everything that lives or may live again: what has ended holds nothing any more."""
+    def _holding(self) -> list[dict[str, Any]]:
+        """What `docker ps` asks: everything that lives or may live. What has ended holds nothing any more."""
         states = ["created", "running", "paused", "restarting"]
-        found: list[Mapping[str, object]] = self._client.containers(
-            all=True, filters={"label": [f"{LABEL}lease"], "status": states}
-        )
-        self.leases.update(str(entry["Id"]) for entry in found)
+        filters = quote(json.dumps({"label": [f"{LABEL}lease"], "status": states}))
+        connection = EngineConnection(self._socket)
+        try:
+            connection.request("GET", f"/containers/json?all=1&filters={filters}")
+            answer = connection.getresponse()
+            if answer.status != http.client.OK:
+                raise http.client.HTTPException(f"{answer.status} {answer.reason}")
+            found: list[dict[str, Any]] = json.loads(answer.read())
+        finally:
+            connection.close()
+        self.leases.update(entry["Id"] for entry in found)
         return found
 
 
-def _use(entry: Mapping[str, object]) -> Use:
-    labels = entry["Labels"]
-    assert isinstance(labels, dict)
+def _use(entry: Mapping[str, Any]) -> Use:
+    labels: Mapping[str, str] = entry["Labels"]
     memory = labels[f"{LABEL}vram"]
     cards = tuple(uuid for uuid in labels[f"{LABEL}gpus"].split(",") if uuid)
-    return Use(labels[f"{LABEL}user"], cards, int(memory) // MIB if memory else None)
+    return Use(f"{labels[f'{LABEL}user']} {entry['Id'][:12]}", cards, int(memory) // MIB if memory else None)
 
 
 @dataclass

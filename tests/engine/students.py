@@ -122,8 +122,8 @@ class Student:
                 ended, seen = self._listen(seen, min(1.5, max(0.1, patience - waited)))
                 if ended:
                     return self._told(ended)
-            else:
-                threading.Event().wait(0.2)
+            # The Hub may be away, or ask itself what has become of this server.
+            threading.Event().wait(0.3)
         return "stuck", seen
 
     def _listen(self, seen: str, seconds: float) -> tuple[str, str]:
@@ -131,6 +131,7 @@ class Student:
         deadline = time.monotonic() + seconds
         try:
             with self._request("GET", "server/progress", stream=True, timeout=(5, seconds)) as answer:
+                answer.encoding = "utf-8"
                 for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
                     if line.startswith("data: "):
                         event = json.loads(line.removeprefix("data: "))
