@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -18,9 +19,10 @@ from statistics import quantiles
 import pytest
 
 from tests.engine.chaos import Chaos, Watcher, overlaps_in
+from tests.engine.conftest import sweep
 from tests.engine.lab import Lab, eventually
 from tests.engine.students import Outcome, Student, admin_token, enrol
-from tests.standins.gpustate import DEFAULT_CARDS, GpuState
+from tests.standins.gpustate import DEFAULT_CARDS, MIB, GpuState
 from tests.standins.netns_engine import PrivateEngine
 
 pytestmark = pytest.mark.engine
@@ -83,6 +85,46 @@ def figures(outcomes: list[Outcome]) -> str:
     return f"{len(outcomes)} visits: {dict(counted)}; a server after {median:.1f} s (median), {last:.1f} s (95 %)"
 
 
+def reasons(outcomes: list[Outcome]) -> str:
+    """What was told instead of a server, by how often."""
+    counted = Counter(f"{outcome.words[:70]}..." for outcome in outcomes if outcome.how == "told")
+    return "".join(f"\n    {count} x {words}" for words, count in counted.most_common())
+
+
+@pytest.mark.parametrize(
+    ("shares", "is_too_much"),
+    [
+        ((None,), False),
+        ((None, None), True),
+        ((8192, None), True),
+        ((8192, 8192), False),
+        ((8192, 8192, 8192), True),
+    ],
+    ids=["one whole", "two wholes", "a share beside a whole", "two shares", "three shares"],
+)
+def test_the_watcher_would_notice(engine: PrivateEngine, shares: tuple[int | None, ...], *, is_too_much: bool) -> None:
+    """Containers made by hand on one card: labels and hook, each alone, tell of the card that has too many."""
+    card = DEFAULT_CARDS[0].uuid
+    sweep(engine)
+    engine.hook_log.unlink(missing_ok=True)
+    with Watcher(engine) as watcher:
+        for number, share in enumerate(shares):
+            labels = {"lease": "1", "user": f"u{number}", "gpus": card, "vram": str(share * MIB) if share else ""}
+            options = [word for key, value in labels.items() for word in ("--label", f"gpuspawner.{key}={value}")]
+            if share:
+                options += ["--env", f"NVIDIA_GPU_MEMORY_LIMIT={share}"]
+            gpus = ("--gpus", f"device={card}", "--env", f"NVIDIA_VISIBLE_DEVICES={card}")
+            engine.docker("run", "--detach", *options, *gpus, "gpuspawner/base", "sleep", "60")
+        looked = watcher.samples + 2
+        eventually(lambda: watcher.samples >= looked, "the watcher does not look")
+        sweep(engine)
+    assert bool(watcher.overbooked) is is_too_much
+    assert bool(overlaps_in(engine.hook_log.read_text())) is is_too_much
+    # The card is nobody's now: whoever comes next is alone on it.
+    engine.docker("run", "--rm", *gpus, "gpuspawner/base", "true")
+    assert json.loads(engine.hook_log.read_text().splitlines()[-1])["beside"] == []
+
+
 def no_reservation_is_left(students: list[Student]) -> None:
     """Both cards are given at once to two who do not wait, and the third reads that both are taken."""
     first, second, third = students[:3]
@@ -111,7 +153,7 @@ def test_no_card_is_lost_or_given_twice_whatever_fails(
         for life in lives:
             life.result()
         outcomes = [outcome for student in students for outcome in student.outcomes]
-        say(figures(outcomes))
+        say(figures(outcomes) + reasons(outcomes))
         # Before anybody comes again, whose start would clear away what an earlier one has left.
         eventually(lambda: left_over(engine) == "", f"containers are left:\n{left_over(engine)}", 90)
         no_reservation_is_left(students)
