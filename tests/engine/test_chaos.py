@@ -19,8 +19,8 @@ from statistics import quantiles
 import pytest
 
 from tests.engine.chaos import Chaos, Watcher, overlaps_in
-from tests.engine.conftest import sweep
-from tests.engine.lab import Lab, eventually
+from tests.engine.conftest import SCENES, sweep
+from tests.engine.lab import SCREENSHOTS, Lab, eventually
 from tests.engine.students import Outcome, Student, admin_token, enrol
 from tests.standins.gpustate import DEFAULT_CARDS, MIB, GpuState
 from tests.standins.netns_engine import PrivateEngine
@@ -44,14 +44,22 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def chaos(lab: Lab, engine: PrivateEngine, say: Callable[[str], None]) -> Iterator[Chaos]:
-    """The dice; whatever it has broken is whole again afterwards."""
+def chaos(
+    request: pytest.FixtureRequest, lab: Lab, engine: PrivateEngine, say: Callable[[str], None]
+) -> Iterator[Chaos]:
+    """The dice; whatever it has broken is whole again afterwards, and the Hub's log is kept."""
+    module = request.node.nodeid.split("::")[0]
+    SCENES[module] = (lab, [])
     seed = os.environ.get("GPUSPAWNER_CHAOS_SEED") or str(secrets.randbelow(1_000_000))
     say(f"GPUSPAWNER_CHAOS_SEED={seed}")
     yield Chaos(lab, engine, random.Random(seed), say)
     GpuState().write(engine.state_file)
     if not engine.is_up():
         engine.start_daemon()
+    SCREENSHOTS.mkdir(exist_ok=True)
+    (SCREENSHOTS / "chaos-hub.log").write_text(lab.log)
+    (SCREENSHOTS / "chaos-hook.log").write_text(engine.hook_log.read_text())
+    del SCENES[module]
 
 
 @pytest.fixture
