@@ -145,6 +145,7 @@ def no_reservation_is_left(students: list[Student]) -> None:
         each.leave()
 
 
+@pytest.mark.fault(2, 14, 22, 33)
 def test_no_card_is_lost_or_given_twice_whatever_fails(
     lab: Lab, engine: PrivateEngine, chaos: Chaos, students: list[Student], say: Callable[[str], None]
 ) -> None:
