@@ -98,10 +98,20 @@ PROFILES = [
 #   {"display_name": "Vision course", "slug": "vision", "image": "pytorch", "gpu": {"memory": "8G"}, "mem_limit": "8G",
 #    "groups": ["vision-2026"], "volumes": {"/srv/datasets/vision": "/data"}},
 
+# How much each may have at once, and GPU time in a rolling window; when the cards belong to a class. Nobody is limited
+# as long as both are empty. docs/howto/limits-and-reservations.md has all of it.
+#
+#   LIMITS = {"user": {"gpus": 1, "waiting": 1}, "groups": {"students": {"gpu_hours": "20h/7d"}}}
+#   RESERVATIONS = [{"group": "ai-course", "gpus": 2, "weekly": "Mon 09:00-12:00", "timezone": "Asia/Seoul"}]
+LIMITS = {}
+RESERVATIONS = []
+
 # --- the spawner -----------------------------------------------------------------------------------------------------
 
 c.JupyterHub.spawner_class = "gpu"
 c.GPUSpawner.profile_list = PROFILES
+c.GPUSpawner.limits = LIMITS
+c.GPUSpawner.reservations = RESERVATIONS
 c.GPUSpawner.network_name = NETWORK
 c.GPUSpawner.use_internal_ip = True
 c.GPUSpawner.home_path_template = HOMES

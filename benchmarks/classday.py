@@ -106,6 +106,7 @@ def _part_of_the_stay(spell: Spell) -> float:
 
 def report(seed: int, cards: Sequence[int], rounds: int, timings: int) -> dict[str, Any]:
     """Everything that is printed."""
+    machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()}
     days = {
         mix.name: {
             str(number): {way: summary(found, number) for way, found in play(seed, number, rounds, mix).items()}
@@ -114,7 +115,7 @@ def report(seed: int, cards: Sequence[int], rounds: int, timings: int) -> dict[s
         for mix in MIXES
     }
     found: dict[str, Any] = {
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine,
         "seed": seed,
         "rounds": rounds,
         "days": days,
@@ -157,14 +158,17 @@ def _print_days(console: Console, mix: str, by_cards: Mapping[str, Mapping[str, 
 
 def _print_decisions(console: Console, found: Mapping[str, Any]) -> None:
     console.print(
-        f"One call, {found['cards']} cards, {found['rounds']} rounds: median (min-max) in ms", highlight=False
+        f"One call, {found['cards']} cards, {found['rounds']} rounds: median (min-max; CPU) in ms", highlight=False
     )
     figures = found["figures"]
     sizes = list(next(iter(figures.values()))["decide"]["milliseconds"])
     table = _table("leases and waiting, each", *sizes, "grows", "n log n")
     for name, calls in figures.items():
         for call, row in calls.items():
-            cells = ["{median:.2f} ({min:.2f}-{max:.2f})".format(**row["milliseconds"][size]) for size in sizes]
+            cells = [
+                "{median:.1f} ({min:.1f}-{max:.1f}; {cpu_median:.1f})".format(**row["milliseconds"][size])
+                for size in sizes
+            ]
             table.add_row(f"{call}, {name}", *cells, f"{row['growth']['times']:.1f}", f"{row['growth']['n_log_n']:.1f}")
     console.print(table)
     for entry in found["targets"]:
@@ -176,7 +180,8 @@ def print_report(console: Console, found: Mapping[str, Any]) -> None:
     """For people."""
     about = found["machine"]
     console.print(
-        f"{about['cores']} cores, Python {about['python']}; seed {found['seed']}, {found['rounds']} days; minutes\n",
+        f"{about['cores']} cores, load {about['load']} at the start; Python {about['python']}\n"
+        f"seed {found['seed']}, {found['rounds']} days; minutes\n",
         highlight=False,
     )
     for mix, by_cards in found["days"].items():

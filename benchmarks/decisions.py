@@ -38,6 +38,14 @@ class Crowd:
     scene: Scene
 
 
+@dataclass(frozen=True)
+class Took:
+    """One call: by the clock on the wall, and without what other programs took of the machine meanwhile."""
+
+    seconds: float
+    cpu_seconds: float
+
+
 def draw_crowd(name: str, size: int, seed: str) -> Crowd:
     """Leases of every length in shares that fill the cards, and a line that asks for what `simulation` offers."""
     rng = random.Random(f"{seed}/{size}")  # noqa: S311 - a crowd that can be drawn again is what is wanted
@@ -63,10 +71,10 @@ def _leases(rng: random.Random, inventory: Inventory, size: int) -> tuple[Held, 
     return tuple(held)
 
 
-def time_all(seed: str, rounds: int, sizes: Sequence[int] = SIZES) -> dict[str, dict[str, dict[int, list[float]]]]:
+def time_all(seed: str, rounds: int, sizes: Sequence[int] = SIZES) -> dict[str, dict[str, dict[int, list[Took]]]]:
     """Crowd → "decide" or "forecast" → size → seconds of each round; all take turns in every round."""
     crowds = [draw_crowd(name, size, seed) for name in CROWDS for size in sizes]
-    found: dict[str, dict[str, dict[int, list[float]]]] = {
+    found: dict[str, dict[str, dict[int, list[Took]]]] = {
         name: {call: {size: [] for size in sizes} for call in ("decide", "forecast")} for name in CROWDS
     }
     for number in range(rounds):
@@ -74,24 +82,25 @@ def time_all(seed: str, rounds: int, sizes: Sequence[int] = SIZES) -> dict[str, 
         for crowd in (*crowds[first:], *crowds[:first]):
             taken = found[crowd.name]
             taken["decide"][crowd.size].append(
-                _seconds(lambda c=crowd: decide(c.line, c.scene, max_overtakes=MAX_OVERTAKES))  # type: ignore[misc]
+                _took(lambda c=crowd: decide(c.line, c.scene, max_overtakes=MAX_OVERTAKES))  # type: ignore[misc]
             )
-            taken["forecast"][crowd.size].append(_seconds(lambda c=crowd: forecast(c.line, c.scene)))  # type: ignore[misc]
+            taken["forecast"][crowd.size].append(_took(lambda c=crowd: forecast(c.line, c.scene)))  # type: ignore[misc]
     return found
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _took(call: Callable[[], object]) -> Took:
+    began, cpu = time.perf_counter(), time.thread_time()
     call()
-    return time.perf_counter() - began
+    return Took(time.perf_counter() - began, time.thread_time() - cpu)
 
 
-def summary(runs: Sequence[float]) -> dict[str, float]:
+def summary(runs: Sequence[Took]) -> dict[str, float]:
     """Milliseconds."""
     return {
-        "median": round(1000 * statistics.median(runs), 3),
-        "min": round(1000 * min(runs), 3),
-        "max": round(1000 * max(runs), 3),
+        "median": round(1000 * statistics.median(took.seconds for took in runs), 3),
+        "min": round(1000 * min(took.seconds for took in runs), 3),
+        "max": round(1000 * max(took.seconds for took in runs), 3),
+        "cpu_median": round(1000 * statistics.median(took.cpu_seconds for took in runs), 3),
     }
 
 

@@ -304,17 +304,19 @@ def _not_arrived(part: str, part_ko: str, output: str) -> GpuNotArrived:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a dead container leaves behind: Docker's state of it and the end of its log."""
+    """What a dead container leaves behind: Docker's state of it and the end of its log, or why that was not read."""
 
     exit_code: int
     out_of_memory: bool = False
     error: str = ""
     log_lines: tuple[str, ...] = field(default=())
+    log_trouble: str = ""
 
     @property
     def record(self) -> str:
         """Everything, for the Hub's log."""
-        tail = "\n    ".join(self.log_lines) or "(no output)"
+        nothing = f"(it could not be read: {self.log_trouble})" if self.log_trouble else "(no output)"
+        tail = "\n    ".join(self.log_lines) or nothing
         return (
             f"exit code {self.exit_code}, out of memory: {self.out_of_memory}, error: {self.error!r}, log:\n    {tail}"
         )

@@ -145,7 +145,7 @@ class EngineSpawner(DockerSpawner):
                 await asyncio.sleep(ASK_AGAIN_SECONDS)
                 continue
             if inspected is None or not inspected["State"]["Running"]:
-                return str(self.server.url)
+                return str(self.server.host)
             ip, port = await self.get_ip_and_port()
             return server_url(self.server.proto, ip, port)
 

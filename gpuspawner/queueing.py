@@ -117,7 +117,7 @@ def forecast(line: Sequence[Waiter], scene: Scene) -> dict[str, Forecast]:
             open_ended.add(want)
         else:
             desk.take(promise.cards, waiter.ends(promise.at))
-        found[waiter.id] = Forecast(1 + sum(ahead[other] for other in rivals), promise.at if promise else None)
+        found[waiter.id] = Forecast(1 + sum(map(ahead.__getitem__, rivals)), promise.at if promise else None)
         ahead[want] += 1
     return found
 
@@ -223,22 +223,20 @@ class _Card:
             self._fits_from[size] = self._look_ahead(size or budget, budget)
         return self._fits_from[size]
 
-    def left(self, at: datetime) -> _Left:
-        """What is still held once everything has ended that ends by then."""
-        left = _Left(self.whole, self.shared_bytes)
-        for ends, memory_bytes in self._in_order():
-            if ends > at:
-                break
-            left.give_back(memory_bytes)
-        return left
+    def shared_at(self, at: datetime) -> int:
+        """What is still held in shares once everything has ended that ends by then."""
+        return sum(memory_bytes or 0 for ends, memory_bytes in self._ends if ends > at)
 
     def _look_ahead(self, size: int, budget: int) -> datetime:
-        left = _Left(self.whole, self.shared_bytes)
-        if left.room(budget) >= size:
+        whole, shared_bytes = self.whole, self.shared_bytes
+        if not whole and budget - shared_bytes >= size:
             return ALREADY
         for ends, memory_bytes in self._in_order():
-            left.give_back(memory_bytes)
-            if left.room(budget) >= size:
+            if memory_bytes is None:
+                whole -= 1
+            else:
+                shared_bytes -= memory_bytes
+            if not whole and budget - shared_bytes >= size:
                 return ends
         return NEVER
 
@@ -247,25 +245,6 @@ class _Card:
             self._ends.sort(key=itemgetter(0))
             self._sorted = True
         return self._ends
-
-
-@dataclass
-class _Left:
-    """What is still held of a card while lease after lease ends."""
-
-    whole: int
-    shared_bytes: int
-
-    def give_back(self, memory_bytes: int | None) -> None:
-        """One has ended: a share of so much, or with None the whole."""
-        if memory_bytes is None:
-            self.whole -= 1
-        else:
-            self.shared_bytes -= memory_bytes
-
-    def room(self, budget: int) -> int:
-        """What is left of a card in bytes; all of `budget` where nobody has any of it, less than 0 where it is out."""
-        return -1 if self.whole else budget - self.shared_bytes
 
 
 class _Desk:
@@ -348,7 +327,7 @@ class _Desk:
         for card in cards:
             budget = able.get(card.uuid)
             if budget is not None and self._fits_from(card.uuid, size, budget) <= promise.at:
-                left = self._cards[card.uuid].left(promise.at).room(budget)
+                left = budget - self._cards[card.uuid].shared_at(promise.at)
                 if card.memory_bytes is None or left - card.memory_bytes < (size or budget):
                     room -= 1
         return room >= (head.request.count or 1)
@@ -364,7 +343,7 @@ class _Desk:
         if not first or first[0] == NEVER:
             return None
         at = first[0]
-        free = {uuid: self._cards[uuid].left(at).shared_bytes for uuid, moment in moments.items() if moment <= at}
+        free = {uuid: self._cards[uuid].shared_at(at) for uuid, moment in moments.items() if moment <= at}
         others = frozenset(gpu.uuid for gpu in self._scene.inventory.gpus if gpu.uuid not in free)
         cards = self._place(waiter, _Sums(others, {uuid: held for uuid, held in free.items() if held}))
         return Promise(max(at, self._scene.now), cards) if cards is not None else None

@@ -216,6 +216,7 @@ class GPUSpawner(Settings):
             good = {}
         self.user_options = good
         self.orm_spawner.user_options = dict(good)
+        self.db.commit()
 
     # --- the home page ------------------------------------------------------------------------------------------------
 
@@ -286,6 +287,8 @@ class GPUSpawner(Settings):
         except asyncio.CancelledError:
             # Until the Hub has called stop, its event stream would say "ready" and send the tabs to a dead server.
             self.server = None
+            # Another request that ends before the next commit would take it back.
+            self.db.commit()
             raise
         except Refused as error:
             if isinstance(error, (BadChoice, NoRoom)):

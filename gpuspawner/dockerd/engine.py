@@ -221,16 +221,18 @@ class Engine:
     async def evidence(self, inspected: Mapping[str, Any], lines: int = 60) -> Evidence:
         """State and last log lines of a container that has ended. A log that cannot be read is left out."""
         state = inspected["State"]
+        text, unread = "", ""
         try:
             log = await self.ask("logs", inspected["Id"], tail=lines)
             text = log.decode("utf-8", "replace") if isinstance(log, bytes) else str(log)
         except Refused as error:
-            text = f"(the log could not be read: {error})"
+            unread = error.detail or str(error)
         return Evidence(
             exit_code=int(state.get("ExitCode", -1)),
             out_of_memory=bool(state.get("OOMKilled")),
             error=str(state.get("Error", "")),
             log_lines=tuple(line[:LOG_LINE_LIMIT] for line in text.splitlines()[-lines:]),
+            log_trouble=unread,
         )
 
     async def run_in(self, container_id: str, argv: Sequence[str], time_limit: float = 20.0) -> str:

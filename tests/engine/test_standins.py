@@ -242,6 +242,20 @@ def test_the_start_fails_with_the_words_of_the_real_tool(
         engine.docker("run", "--rm", "--gpus", f"device={asked}", image, "true")
 
 
+def test_dockerd_alone_stops_or_crashes_and_comes_back(engine: PrivateEngine) -> None:
+    """Containers end with it or with the next one, and the engine works again, with GPUs and the same images."""
+    image = import_rootfs(engine, "standins-busybox")
+    for kill in (False, True):
+        running = engine.docker("run", "--detach", "--stop-signal", "KILL", image, "sleep", "100")
+        engine.stop_daemon(kill=kill)
+        assert not engine.is_up()
+        engine.start_daemon()
+        state = ("inspect", "--format", "{{.State.Running}} {{.State.ExitCode}}", running)
+        assert engine.docker(*state) == "false 137"
+        engine.docker("rm", running)
+        assert look(engine, image, "--gpus", f"device={FIRST}")[0] == "nvidia0"
+
+
 def test_a_hook_that_ignores_gives_nothing_silently(engine: PrivateEngine) -> None:
     """The container starts without its card, as with a toolkit that refuses the environment variable."""
     image = import_rootfs(engine, "standins-busybox")

@@ -85,6 +85,24 @@ async def test_an_engine_that_does_not_answer_is_no_proof_of_a_stop(
     assert await alice.user.spawners[""].poll_and_notify() is None
 
 
+@pytest.mark.fault(34)
+async def test_where_a_server_is_waits_for_the_engine(lab: Lab, alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that starts asks for it: an error would end that Hub. A server that is over is where it was."""
+    monkeypatch.setattr(engine_spawner, "ASK_AGAIN_SECONDS", 0.05)
+    await alice.start({"profile": "gpu"})
+    spawner = alice.user.spawners[""]
+    fault = lab.engine.faults.add(Http500(on="inspect"))
+    asking = lab.background(spawner.get_url())
+    await until(lambda: fault.struck > 2, "it is asked again and again")
+    assert not asking.done()
+    lab.engine.faults.remove(fault)
+    assert await asking == spawner.server.host
+    lab.engine.die(alice.container().name, 1)
+    assert await spawner.get_url() == spawner.server.host
+    lab.engine.remove(alice.container().name)
+    assert await spawner.get_url() == spawner.server.host
+
+
 @pytest.mark.fault(21)
 async def test_a_container_removed_from_outside_ends_the_lease(lab: Lab, alice: Person, bob: Person) -> None:
     """`docker rm -f` by an admin: the card is free at once, the Hub notices at its next look, and the owner is told."""

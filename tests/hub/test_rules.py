@@ -102,6 +102,7 @@ async def test_who_has_used_up_the_hours_is_refused(lab: Lab, tmp_path: Path, ev
 # Class reservations
 
 
+@pytest.mark.fault(8)
 async def test_reserved_cards_go_to_the_class(lab: Lab, alice: Person, eve: Person) -> None:
     """Others read why, may wait, and lose nothing else; members start as always."""
     lab.configure(reservations=[ALL_WEEK])

@@ -9,12 +9,17 @@ config.json, and gives the container the cards its NVIDIA_VISIBLE_DEVICES asks f
   Docker's device rules allow, so that they can be opened;
 - an executable /usr/bin/nvidia-smi that answers `-L` as the real one would inside that container.
 
+Each container that gets cards is a line of JSON in the log, the state file's path with `.log` behind it: `id`, `cards`
+(their UUIDs), `memory_mib` (the share it was promised; null: whole cards), and `beside`: what it found of other
+containers that have one of these cards at this moment, decided by whether their first process is still there.
+
 A card that is unknown or lost makes the start fail, with the words of the real tool. Which cards there are is
 said by the file named in GPUSPAWNER_TEST_GPUS (format: gpustate.py), a variable of dockerd's environment.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -106,6 +111,39 @@ def attach(root: str, pid: int, cards: list[dict[str, str]]) -> None:
     os.chmod(program, 0o755)
 
 
+def birth(pid: int) -> str:
+    """When the process began, in ticks since the machine did; "" if it is gone or a zombie. Numbers are used again."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def note(path: str, container: dict[str, object], uuids: list[str], memory: str) -> None:
+    """Write down who gets the cards, and who has them besides; one hook at a time."""
+    pid = int(str(container["pid"]))
+    with open(path, "a+", encoding="utf-8") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.seek(0)
+        earlier = [json.loads(line) for line in log]
+        beside = [
+            {key: entry[key] for key in ("id", "cards", "memory_mib")}
+            for entry in earlier
+            if set(entry["cards"]) & set(uuids) and birth(entry["pid"]) == entry["birth"]
+        ]
+        entry = {
+            "id": container["id"],
+            "cards": uuids,
+            "memory_mib": int(memory) if memory else None,
+            "beside": beside,
+            "pid": pid,
+            "birth": birth(pid),
+        }
+        log.write(json.dumps(entry) + "\n")
+
+
 def main() -> int:
     """Run as an OCI prestart hook; the exit status decides whether the container starts."""
     container = json.load(sys.stdin)
@@ -115,15 +153,19 @@ def main() -> int:
     asked = wanted(environment)
     if asked in ("", "void"):
         return 0
+    state = os.environ.get("GPUSPAWNER_TEST_GPUS", "")
     try:
-        facts, cards = read_state(os.environ.get("GPUSPAWNER_TEST_GPUS", ""))
+        facts, cards = read_state(state)
         if facts.get("hook") == "ignore":
             return 0
         if "hook_error" in facts:
             raise HookError(f"{CLI}: {facts['hook_error']}")
         if facts.get("init_error", "0") != "0":
             raise HookError(f"{CLI}: initialization error: nvml error: driver not loaded")
-        attach(config["root"]["path"], container["pid"], choose(asked, cards))
+        chosen = choose(asked, cards)
+        memory = environment.get("NVIDIA_GPU_MEMORY_LIMIT", "")
+        note(f"{state}.log", container, [card["uuid"] for card in chosen], memory)
+        attach(config["root"]["path"], container["pid"], chosen)
     except HookError as error:
         print(f"Auto-detected mode as 'legacy'\n{error}", file=sys.stderr)
         return 1

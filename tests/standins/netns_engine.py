@@ -8,7 +8,7 @@ the data folder between runs; containers, volumes and networks of an earlier run
     with PrivateEngine() as engine:
         subprocess.run(engine.command(["pytest", "tests/engine"]), env={**os.environ, **engine.environment()})
 
-or `python -m tests.standins.netns_engine up | down | status | exec -- COMMAND`. Needs root.
+or `python -m tests.standins.netns_engine up | down | restart | status | exec -- COMMAND`. Needs root.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,8 @@ _PROGRAMS = {
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _START_SECONDS, _STOP_SECONDS = 60.0, 30.0
+_OUTLIVING: list[subprocess.Popen[bytes]] = []
+"""Daemons that this process has restarted and that stay when it ends: a forgotten Popen would warn of them."""
 
 
 class EngineError(RuntimeError):
@@ -93,6 +96,7 @@ class PrivateEngine:
         self.socket = self.run_dir / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.state_file = self.run_dir / "gpus"
+        self.hook_log = self.run_dir / "gpus.log"
         self.log = self.data_root / "engine.log"
         self._started = False
         self._children: list[subprocess.Popen[bytes]] = []
@@ -202,25 +206,70 @@ class PrivateEngine:
         if not self.state_file.exists():
             GpuState().write(self.state_file)
         path = ":".join([str(programs), *map(str, self.extra_path), _search_path()])
-        environment = {**_environment(), "PATH": path, STATE_VARIABLE: str(self.state_file)}
         containerd = self.run_dir / "containerd.sock"
-        config = self.run_dir / "containerd.toml"
-        config.write_text(self._containerd_config(containerd))
-        daemon = self.run_dir / "daemon.json"
-        daemon.write_text(json.dumps(self._daemon_config(programs, containerd, network.mtu), indent=2))
-        for program, socket in (("containerd", containerd), ("dockerd", self.socket)):
-            file = config if program == "containerd" else daemon
-            flags = ["--log-level", "warn", "--config"] if program == "containerd" else ["--config-file"]
-            command = self.command([program, *flags, str(file)])
-            with self.log.open("ab") as log:
-                started = subprocess.Popen(
-                    command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                )
-            self._children.append(started)
-            self._pidfile(program).write_text(str(started.pid))
-            answered = processes.answers if program == "dockerd" else processes.connects
-            if not processes.wait(lambda a=answered, s=socket: a(s), started, _START_SECONDS):  # type: ignore[misc]
-                raise EngineError(f"The private {program} of {self.name} did not start:\n{self.tail()}")
+        (self.run_dir / "containerd.toml").write_text(self._containerd_config(containerd))
+        daemon = self._daemon_config(programs, containerd, network.mtu)
+        (self.run_dir / "daemon.json").write_text(json.dumps(daemon, indent=2))
+        (self.run_dir / "path").write_text(path)
+        self._children.append(self._launch("containerd", "--log-level", "warn", "--config", "containerd.toml"))
+        self._wait_for("containerd", self._children[-1], lambda: processes.connects(containerd))
+        self._children.append(self._launch("dockerd", "--config-file", "daemon.json"))
+        self._wait_for("dockerd", self._children[-1], self.is_up)
+
+    def _launch(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start one of the two daemons; the last argument is a file of the run folder."""
+        *flags, file = arguments
+        environment = {
+            **_environment(),
+            "PATH": (self.run_dir / "path").read_text(),
+            STATE_VARIABLE: str(self.state_file),
+        }
+        command = self.command([program, *flags, str(self.run_dir / file)])
+        with self.log.open("ab") as log:
+            started = subprocess.Popen(
+                command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._pidfile(program).write_text(str(started.pid))
+        return started
+
+    def _wait_for(self, program: str, started: subprocess.Popen[bytes], answers: Callable[[], bool]) -> None:
+        if not processes.wait(answers, started, _START_SECONDS):
+            raise EngineError(f"The private {program} of {self.name} did not start:\n{self.tail()}")
+
+    def stop_daemon(self, *, kill: bool = False) -> None:
+        """End dockerd alone, as `systemctl stop docker` does, or with `kill` as a crash does.
+
+        An orderly end stops the containers; after a crash they go on until the next dockerd ends them.
+        """
+        with _locked():
+            if (pid := self._daemon_pid()) is not None:
+                processes.stop(pid, 0 if kill else _STOP_SECONDS)
+            for child in (*self._children, *_OUTLIVING):
+                child.poll()
+            # A crash leaves it, and dockerd refuses to start while some process has that number.
+            (self.run_dir / "engine.pid").unlink(missing_ok=True)
+
+    def start_daemon(self) -> None:
+        """Start dockerd again after `stop_daemon`; it stays when this process ends. Raises EngineError."""
+        with _locked():
+            _OUTLIVING.append(self._launch("dockerd", "--config-file", "daemon.json"))
+            self._wait_for("dockerd", _OUTLIVING[-1], self.is_up)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """dockerd takes connections and answers nothing."""
+        pid = self._daemon_pid()
+        if pid is None:
+            raise EngineError(f"The private dockerd of {self.name} does not run.")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def _daemon_pid(self) -> int | None:
+        pid = processes.read_pid(self._pidfile("dockerd"))
+        return pid if pid is not None and processes.runs(pid, "dockerd", f"{self.run_dir}/") else None
 
     def _stop(self) -> None:
         """Stop whatever of this engine is left: a healthy one, or the pieces of one that was killed."""
@@ -326,10 +375,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit status of `exec` is that of its command, `status` answers 3 if it is down."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.standins.netns_engine",
-        usage="%(prog)s [--name NAME] [--nvidia] up | down | status | exec -- COMMAND",
+        usage="%(prog)s [--name NAME] [--nvidia] up | down | restart | status | exec -- COMMAND",
         description="A private Docker engine with fake GPUs, in a network namespace of its own.",
     )
-    parser.add_argument("action", choices=("up", "down", "status", "exec"))
+    parser.add_argument("action", choices=("up", "down", "restart", "status", "exec"))
     parser.add_argument("--name", help="name of the engine (default: main, or nvidia)")
     parser.add_argument("--nvidia", action="store_true", help="the stub runtime is the default runtime")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -346,6 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif not engine.is_up():
             print(f"The engine {engine.name} is down.", file=sys.stderr)
             return 3
+        elif options.action == "restart":
+            engine.stop_daemon()
+            engine.start_daemon()
     except (EngineError, netns.NetworkError) as error:
         print(error, file=sys.stderr)
         return 1

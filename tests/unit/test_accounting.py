@@ -97,6 +97,7 @@ async def test_a_lease_without_a_card_is_no_gpu_time(lab: Lab) -> None:
     assert lab.spells == ()
 
 
+@pytest.mark.fault(34)
 async def test_an_engine_that_does_not_answer_ends_nothing(lab: Lab) -> None:
     """Unknown is not gone; until the first look nothing is known at all."""
     lab.down = True
@@ -110,6 +111,7 @@ async def test_an_engine_that_does_not_answer_ends_nothing(lab: Lab) -> None:
     assert [spell.ended for spell in lab.spells] == [None]
 
 
+@pytest.mark.fault(17)
 async def test_a_restarted_hub_goes_on_with_the_files(lab: Lab) -> None:
     """What runs goes on; what ended unseen has ended at the last sign of life."""
     lab.begin("one")

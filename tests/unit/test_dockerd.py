@@ -13,6 +13,7 @@ import pytest
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 
+from gpuspawner.container import last_words
 from gpuspawner.dockerd import Engine, collecting, ended, image_missing, is_name_conflict, translate
 from gpuspawner.dockerd import engine as dockerd
 from gpuspawner.errors import (
@@ -607,7 +608,8 @@ async def test_a_log_that_cannot_be_read_does_not_hide_the_rest(standin: Standin
     with standin.faults.during(Http500("logs")):
         evidence = await engine.evidence(found)
     assert evidence.exit_code == 3
-    assert "could not be read" in evidence.log_lines[0]
+    assert "could not be read" in evidence.record
+    assert "“" not in str(last_words(evidence, None))
 
 
 async def test_a_command_in_a_container(standin: StandinEngine, engine: Engine) -> None:

@@ -106,7 +106,7 @@ def test_every_mark_is_on_a_test_and_has_numbers_of_the_page() -> None:
 
 
 def test_what_is_read_from_a_test_file() -> None:
-    """Functions and methods, several numbers, other marks beside it; nothing of helpers and strings."""
+    """Functions and methods, several numbers, other marks beside it; nothing of other functions and strings."""
     source = """
 @pytest.mark.fault(1, 2)
 @pytest.mark.parametrize("x", [1])
@@ -115,7 +115,7 @@ class TestIt:
     @pytest.mark.fault(3)
     def test_two(self): ...
 @pytest.mark.fault(4)
-def helper(): ...
+def other(): ...
 def test_three(): ...
 """
     assert list(marked(source)) == [("test_one", 1), ("test_one", 2), ("TestIt::test_two", 3)]
