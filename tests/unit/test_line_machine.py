@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,28 +23,32 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from gpuspawner.cards import CardsFile
 from gpuspawner.caretaker import DRAIN_GRACE_SECONDS, Caretaker
-from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, OverLimit, QueueTimedOut, Reason, Refused
-from gpuspawner.gpus import GpuUuid, Inventory, Sample, Xid
-from gpuspawner.leases import CardShare, Held, Owner
-from gpuspawner.ledger import TICK_SECONDS, Ledger, Place, Standing
+from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, OverLimit, QueueTimedOut, Reason
+from gpuspawner.gpus import GpuUuid, Xid
+from gpuspawner.leases import Held, Owner
+from gpuspawner.ledger import TICK_SECONDS, Standing
 from gpuspawner.limits import Limits
-from gpuspawner.placement import Occupancy, able_cards, place
 from gpuspawner.profiles import GpuRequest
 from gpuspawner.quarantine import Drained
 from gpuspawner.queueing import GOING, Scene, Waiter
-from gpuspawner.reservations import HORIZON, Calendar, Window
+from gpuspawner.reservations import HORIZON, Calendar
 from gpuspawner.terms import Claim, People, Rules
 from gpuspawner.units import GIB
 from tests.strategies import assert_within_cards
-from tests.unit.ledgerworld import ALL, CARDS, LOST, POLICY, UNKNOWN, Start, StartsMachine, World, down, requests
+from tests.unit.ledgerworld import ALL, CARDS, POLICY, Start, StartsMachine, down, requests
+from tests.unit.lineworld import (
+    GROUPS,
+    AtOnce,
+    Driver,
+    Given,
+    StillLoop,
+    WatchedLedger,
+    able,
+    fits,
+    left_to,
+    promise_of,
+)
 
-GROUPS = {
-    "ann": frozenset({"students"}),
-    "bob": frozenset({"students"}),
-    "cho": frozenset({"class"}),
-    "dan": frozenset({"class", "students"}),
-    "eva": frozenset[str](),
-}
 GPUS, GPUS_OF_STUDENTS, SHARE, WAITING = 2, 1, 12 * GIB, 2
 LIMITS = Limits.parse(
     {
@@ -67,93 +69,8 @@ HOUSES = {
     "reservations": Rules(calendar=CALENDAR),
     "both": Rules(LIMITS, CALENDAR),
 }
-NOBODY_OF_OURS, LEFT_BEHIND = 7, 8
 ONE = GpuRequest.model_validate({"count": 1})
 UUIDS = [gpu.uuid for gpu in CARDS]
-
-
-class StillLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time moves when a rule says so."""
-
-    seconds = 1000.0
-
-    def time(self) -> float:
-        return self.seconds
-
-
-class AtOnce(ThreadPoolExecutor):
-    """What is sent to a thread is done before the next step."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
-
-
-@dataclass
-class Driver:
-    """The cards as their driver sees them: what is lost or gone, and what computes on them."""
-
-    world: World
-    now: Callable[[], float]
-    lost: set[GpuUuid] = field(default_factory=set)
-    gone: set[GpuUuid] = field(default_factory=set)
-    foreign: set[GpuUuid] = field(default_factory=set)
-    left_behind: set[GpuUuid] = field(default_factory=set)
-    xids: list[Xid] = field(default_factory=list)
-    unknown: bool = False
-
-    async def inventory(self) -> Inventory:
-        """The cards and their processes, now."""
-        if self.unknown:
-            return UNKNOWN
-        cards = tuple(replace(gpu, fault=LOST if gpu.uuid in self.lost else None) for gpu in CARDS)
-        there = tuple(gpu for gpu in cards if gpu.uuid not in self.gone)
-        well = [gpu.uuid for gpu in there if gpu.fault is None]
-        return Inventory(there, samples={uuid: Sample(self.now(), None, self._pids(uuid), False) for uuid in well})
-
-    look_anew = inventory
-
-    def take_xids(self) -> tuple[Xid, ...]:
-        """Told once."""
-        taken, self.xids = tuple(self.xids), []
-        return taken
-
-    def _pids(self, uuid: GpuUuid) -> tuple[int, ...]:
-        running = [box for box in self.world.boxes.values() if box.state == "running"]
-        ours = [100 + n for n, box in enumerate(running) if any(card.uuid == uuid for card in box.held.cards)]
-        return (*[LEFT_BEHIND] * (uuid in self.left_behind), *[NOBODY_OF_OURS] * (uuid in self.foreign), *ours)
-
-
-@dataclass(frozen=True)
-class Given:
-    """One grant, with what it was decided on and those that were ahead in the line and may have something now."""
-
-    waiter: Waiter
-    claim: Claim
-    cards: tuple[CardShare, ...]
-    scene: Scene = field(repr=False)
-    ahead: tuple[Waiter, ...]
-
-
-class WatchedLedger(Ledger):
-    """The real one; it writes down what it grants."""
-
-    given: list[Given]
-
-    def _serve(self, served: Place, cards: tuple[CardShare, ...], scene: Scene) -> Held:
-        ahead = []
-        for each in self._line.values():
-            if each is served:
-                break
-            if each.terms.refusal is None:
-                ahead.append(each.waiter)
-        # A decision can make several grants.
-        known = {held.owner for held in scene.held}
-        more = [held for held in self._in_flight.values() if held.owner not in known]
-        whole = replace(scene, held=(*scene.held, *more))
-        self.given.append(Given(served.waiter, served.claim, cards, whole, tuple(ahead)))
-        return super()._serve(served, cards, scene)
 
 
 class LineMachine(StartsMachine):
@@ -450,20 +367,20 @@ class LineMachine(StartsMachine):
             assert gpu.fault is None
         ends = given.waiter.ends(now)
         lease = Held(given.cards, given.claim.owner, ends)
-        rivals = [waiter for waiter in given.ahead if _able(waiter, scene) & _able(given.waiter, scene)]
+        rivals = [waiter for waiter in given.ahead if able(waiter, scene) & able(given.waiter, scene)]
         for waiter in rivals:
             self.passed[waiter.id] = self.passed.get(waiter.id, 0) + 1
             assert self.passed[waiter.id] <= self.max_overtakes
         if rivals:
-            promised = _promise(rivals[0], scene, scene.held)
+            promised = promise_of(rivals[0], scene, scene.held)
             later = replace(lease, ends=ends + GOING if ends else None)
-            then = _promise(rivals[0], scene, (*scene.held, later))
+            then = promise_of(rivals[0], scene, (*scene.held, later))
             assert promised is not None, f"{given} has passed somebody to whom nothing is promised"
             assert then is not None
             assert then <= promised, f"{given} delays {rivals[0]}"
         for window in self.rules.calendar.windows(now, now + HORIZON if ends is None else ends):
             if window.group not in given.claim.groups:
-                before, after = (_left_to(window, scene, held) for held in (scene.held, (*scene.held, lease)))
+                before, after = (left_to(window, scene, held) for held in (scene.held, (*scene.held, lease)))
                 assert after == before or after >= window.count, f"{given.cards} were the class's, {window}"
 
     def _look(self) -> Standing:
@@ -507,11 +424,11 @@ class LineMachine(StartsMachine):
             if terms.refusal is not None:
                 continue
             waiter = replace(each.waiter, barred=terms.barred, time_limit_seconds=terms.time_limit_seconds)
-            rivals = [other for other in ahead if _able(other, scene) & _able(waiter, scene)]
+            rivals = [other for other in ahead if able(other, scene) & able(waiter, scene)]
             ahead.append(waiter)
-            if _fits(waiter, scene, scene.held):
+            if fits(waiter, scene, scene.held):
                 assert rivals, f"{waiter} fits, and nobody ahead wants those cards"
-                ends, promise = waiter.ends(scene.now), _promise(rivals[0], scene, scene.held)
+                ends, promise = waiter.ends(scene.now), promise_of(rivals[0], scene, scene.held)
                 tired = any(self.passed.get(other.id, 0) >= self.max_overtakes for other in rivals)
                 if not tired and ends is not None and promise is not None and ends + GOING <= promise:
                     found.add(waiter.id)
@@ -521,42 +438,6 @@ class LineMachine(StartsMachine):
         """With its folder."""
         super().teardown()
         self.folder.cleanup()
-
-
-def _able(waiter: Waiter, scene: Scene) -> set[GpuUuid]:
-    """The cards that could serve it one day."""
-    found = set(able_cards(waiter.request, scene.inventory, scene.policy)) - waiter.barred
-    return found if len(found) >= (waiter.request.count or 1) else set()
-
-
-def _fits(waiter: Waiter, scene: Scene, held: Iterable[Held]) -> bool:
-    taken = Occupancy.of(*(each.cards for each in held), (CardShare(uuid) for uuid in waiter.barred))
-    try:
-        place(waiter.request, scene.inventory, taken, scene.policy)
-    except Refused:
-        return False
-    return True
-
-
-def _promise(waiter: Waiter, scene: Scene, held: Sequence[Held]) -> datetime | None:
-    """The first moment at which it fits, every lease ending on time."""
-    if _fits(waiter, scene, held):
-        return scene.now
-    for end in sorted(each.ends for each in held if each.ends is not None):
-        if _fits(waiter, scene, [each for each in held if each.ends is None or each.ends > end]):
-            return max(end, scene.now)
-    return None
-
-
-def _left_to(window: Window, scene: Scene, held: Iterable[Held]) -> int:
-    """How many cards the class finds when it begins, by what is held: none of others' on them."""
-
-    def blocks(each: Held) -> bool:
-        ours = each.owner is not None and window.group in GROUPS[each.owner.user]
-        return not ours and (window.start <= scene.now or each.ends is None or each.ends > window.start)
-
-    others = {card.uuid for each in held if blocks(each) for card in each.cards}
-    return sum(window.takes(gpu) and gpu.uuid not in others for gpu in scene.inventory.gpus)
 
 
 class Complaints(logging.Handler):
