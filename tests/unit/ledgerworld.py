@@ -147,6 +147,8 @@ async def _run_what_can_run() -> None:
 class StartsMachine(RuleBasedStateMachine):
     """Starts on the real ledger; every await of it is a rule of its own."""
 
+    loop: asyncio.AbstractEventLoop
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = self._new_loop()

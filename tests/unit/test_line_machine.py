@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ from gpuspawner.leases import Held, Owner
 from gpuspawner.ledger import TICK_SECONDS, Standing
 from gpuspawner.limits import Limits
 from gpuspawner.profiles import GpuRequest
-from gpuspawner.quarantine import Drained
+from gpuspawner.quarantine import Drained, Record
 from gpuspawner.queueing import GOING, Scene, Waiter
 from gpuspawner.reservations import HORIZON, Calendar
 from gpuspawner.terms import Claim, People, Rules
@@ -76,12 +76,14 @@ UUIDS = [gpu.uuid for gpu in CARDS]
 class LineMachine(StartsMachine):
     """The real line on real rules; every await is a rule of its own."""
 
+    loop: StillLoop
+
     steps: ClassVar[int] = 0
     waited: ClassVar[int] = 0
     errors: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
-        self.rules, self.max_overtakes, self.ticking = Rules(), 0, False
+        self.agreed, self.max_overtakes, self.ticking = Rules(), 0, False
         self.folder = TemporaryDirectory()
         self.file = CardsFile(Path(self.folder.name))
         self.order: list[str] = []
@@ -101,7 +103,7 @@ class LineMachine(StartsMachine):
     )
     def a_house(self, data: st.DataObject, house: str, max_overtakes: int, ticking: bool, crowd: int) -> None:
         """What rules it has, and who is there already; with `ticking` no two steps meet within a tick."""
-        self.rules, self.max_overtakes, self.ticking = HOUSES[house], max_overtakes, ticking
+        self.agreed, self.max_overtakes, self.ticking = HOUSES[house], max_overtakes, ticking
         self.ledger = self._ledger()
         self.some_begin(data, crowd, running=True)
 
@@ -130,7 +132,7 @@ class LineMachine(StartsMachine):
             self.caretaker.inventory,
             POLICY,
             max_overtakes=self.max_overtakes,
-            rules=self.rules,
+            rules=self.agreed,
             look_at_people=lambda users: People(groups_of={user: GROUPS[user] for user in users}),
             clock=lambda: self.world.now,
         )
@@ -273,7 +275,7 @@ class LineMachine(StartsMachine):
             driver.left_behind.clear()
         if how == "well":
             for each in UUIDS:
-                self.file.change(lambda record, each=each: record.undrain(each))
+                self.file.change(partial(Record.undrain, uuid=each))
             driver.xids = []
             for cards in (driver.lost, driver.gone, driver.foreign):
                 cards.clear()
@@ -336,7 +338,7 @@ class LineMachine(StartsMachine):
         type(self).steps += 1
         held = list(self.held().values())
         assert_within_cards([card for each in held for card in each.cards], ALL, POLICY)
-        if self.rules.limits == LIMITS:
+        if self.agreed.limits == LIMITS:
             for user in GROUPS:
                 cards = [card for each in held if each.owner and each.owner.user == user for card in each.cards]
                 assert sum(card.whole for card in cards) <= GPUS
@@ -378,7 +380,7 @@ class LineMachine(StartsMachine):
             assert promised is not None, f"{given} has passed somebody to whom nothing is promised"
             assert then is not None
             assert then <= promised, f"{given} delays {rivals[0]}"
-        for window in self.rules.calendar.windows(now, now + HORIZON if ends is None else ends):
+        for window in self.agreed.calendar.windows(now, now + HORIZON if ends is None else ends):
             if window.group not in given.claim.groups:
                 before, after = (left_to(window, scene, held) for held in (scene.held, (*scene.held, lease)))
                 assert after == before or after >= window.count, f"{given.cards} were the class's, {window}"
@@ -420,7 +422,7 @@ class LineMachine(StartsMachine):
         ahead: list[Waiter] = []
         found = set()
         for each in self.ledger._line.values() if standing.inventory.trouble is None else []:
-            terms = self.rules.terms(each.claim, scene, People(groups_of=GROUPS))
+            terms = self.agreed.terms(each.claim, scene, People(groups_of=GROUPS))
             if terms.refusal is not None:
                 continue
             waiter = replace(each.waiter, barred=terms.barred, time_limit_seconds=terms.time_limit_seconds)
