@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -415,6 +416,28 @@ def test_sigterm_ends_the_program_also_while_the_engine_hangs(tmp_path: Path) ->
         process.wait()
         listener.close()
     assert "The watch ends" in (tmp_path / "log").read_text()
+
+
+def test_the_program_hears_ctrl_c_from_its_beginning(tmp_path: Path) -> None:
+    """Though whoever started it ignores that signal, as bash has it for what is in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start({**NEEDED, "GPUSPAWNER_STATE": str(tmp_path)}, tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    def ignores() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+        return bool(int(mask, 16) & 1 << signal.SIGINT - 1)
+
+    deadline = time.monotonic() + 30
+    while ignores():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    assert "Watching" not in (tmp_path / "log").read_text()
 
 
 def test_a_service_whose_hub_is_gone_ends(tmp_path: Path) -> None:
