@@ -167,6 +167,7 @@ class Lab:
         self.cards = Cards()
         self._people: list[Person] = []
         self._tasks: list[asyncio.Task[Any]] = []
+        self._houses: list[House] = []
         self.configure()
 
     @property
@@ -188,7 +189,8 @@ class Lab:
 
     def configure(self, **traits: Any) -> None:
         """Change the configuration of `GPUSpawner`: for servers whose spawner is not made yet, and a new house."""
-        self.settings.pop("gpuspawner_house", None)
+        if before := self.settings.pop("gpuspawner_house", None):
+            self._houses.append(before)
         base: dict[str, Any] = {
             "client_kwargs": {"base_url": self.engine.url},
             "use_internal_ip": True,
@@ -257,6 +259,9 @@ class Lab:
             await person.close()
         for user in list(self.app.users.values()):
             await self._stop_all(user)
+        for house in self._houses:
+            await house.close()
+            house.engine.close()
         if house := self.settings.get("gpuspawner_house"):
             await until(lambda: not house.undoing, "every clean-up has ended")
             await house.close()
