@@ -216,7 +216,7 @@ class GPUSpawner(Settings):
             good = {}
         self.user_options = good
         self.orm_spawner.user_options = dict(good)
-        self.db.commit()
+        self.user.db.commit()
 
     # --- the home page ------------------------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class GPUSpawner(Settings):
             # Until the Hub has called stop, its event stream would say "ready" and send the tabs to a dead server.
             self.server = None
             # Another request that ends before the next commit would take it back.
-            self.db.commit()
+            self.user.db.commit()
             raise
         except Refused as error:
             if isinstance(error, (BadChoice, NoRoom)):

@@ -126,8 +126,19 @@ class Person:
 
     async def events(self, server: str = "") -> list[dict[str, Any]]:
         """The progress stream of a start, to its end."""
-        answer = await self.api("GET", f"{self._server(server, None)}/progress")
-        return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+        return await (await self.follow(server))()
+
+    async def follow(self, server: str = "") -> Callable[[], Awaitable[list[dict[str, Any]]]]:
+        """Returns when the progress stream has begun; what is returned reads it to its end."""
+        url = f"{self._lab.url}hub/api/{self._server(server, None)}/progress"
+        response = await self._lab.http.get(url, headers={"Authorization": f"token {self._token}"})
+
+        async def rest() -> list[dict[str, Any]]:
+            async with response:
+                text = await response.text()
+            return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+
+        return rest
 
     # --- with a browser ---------------------------------------------------------------------------------------------
 

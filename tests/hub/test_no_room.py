@@ -100,9 +100,9 @@ async def test_a_card_that_went_while_the_start_was_pending(
         pending = await alice.submit("gpu", language=language)
         assert "spawn-pending" in pending.url
         assert (await bob.start({"profile": "two"})).status == 201
-        watching = lab.background(alice.events())
+        rest = await alice.follow()
         await until(lambda: slow.struck, "the start is under way")
-    events = await watching
+    events = await rest()
     assert events[-1]["failed"] is True
     assert events[-1]["message"].startswith(f"Spawn failed: {sentence}")
     page = await alice.browse("spawn-pending/alice", language=language)
