@@ -82,9 +82,9 @@ def time_all(seed: str, rounds: int, sizes: Sequence[int] = SIZES) -> dict[str, 
         for crowd in (*crowds[first:], *crowds[:first]):
             taken = found[crowd.name]
             taken["decide"][crowd.size].append(
-                _took(lambda c=crowd: decide(c.line, c.scene, max_overtakes=MAX_OVERTAKES))  # type: ignore[misc]
+                _took(lambda c=crowd: decide(c.line, c.scene, max_overtakes=MAX_OVERTAKES))  # type: ignore[misc]  # a default makes the type unknown
             )
-            taken["forecast"][crowd.size].append(_took(lambda c=crowd: forecast(c.line, c.scene)))  # type: ignore[misc]
+            taken["forecast"][crowd.size].append(_took(lambda c=crowd: forecast(c.line, c.scene)))  # type: ignore[misc]  # a default makes the type unknown
     return found
 
 

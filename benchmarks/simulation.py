@@ -308,7 +308,7 @@ class _Lab:
             if said is not None:
                 self.estimates[visit.number] = round((said - EIGHT).total_seconds())
         if self.way.reloads:
-            rng = self.presses.setdefault(visit.number, random.Random(visit.retries_seed))  # noqa: S311
+            rng = self.presses.setdefault(visit.number, random.Random(visit.retries_seed))  # noqa: S311 - as above
             heapq.heappush(self.events, (at + rng.randrange(2 * MINUTE, 10 * MINUTE), ASKS, visit.number))
 
 

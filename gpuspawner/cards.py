@@ -10,14 +10,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gpuspawner import statefile
 from gpuspawner.errors import RecordError
 from gpuspawner.gpus import GpuUuid
 from gpuspawner.quarantine import Drained, Record, Struck
@@ -76,24 +76,11 @@ class CardsFile:
             return after
 
     def _write(self, text: str) -> None:
-        temporary = None
         try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{NAME}.")
-            temporary = Path(name)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                # Written by root on the command line, read by the Hub's own user.
-                os.fchmod(file.fileno(), 0o644)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-            _sync(self.path.parent)
+            # Written by root on the command line, read by the Hub's own user.
+            statefile.write(self.path, text, mode=0o644)
         except OSError as error:
             raise self._unwritable(error) from error
-        finally:
-            if temporary is not None:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -114,6 +101,7 @@ class CardsFile:
                             f"{self.path} is being changed by another program that does not come to an end. "
                             "Try again; `fuser` with the name of that folder shows which one it is."
                         ) from None
+                    # The kernel has no lock with a time limit. Callers know that this blocks.
                     time.sleep(LOCK_RETRY_SECONDS)
                 except OSError as error:
                     raise self._unwritable(error) from error
@@ -145,15 +133,6 @@ class CardsFile:
                 return RecordError(f"You may not write in {folder}. Use sudo, or be the user that the Hub runs as.")
             case _:
                 return RecordError(f"{self.path} cannot be written ({error.strerror}); it is what it was.")
-
-
-def _sync(folder: Path) -> None:
-    """Only now does the new name outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _encode(record: Record) -> str:

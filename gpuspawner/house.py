@@ -195,9 +195,7 @@ class House:
     ) -> tuple[list[Offer], Standing, Text | None]:
         """Every profile that a member of `groups` sees, as it stands now; and what keeps the cards from being known.
 
-        `user` is whose limits count.
-
-        An `admin` reads which command builds what was never built.
+        `user` is whose limits count. An `admin` reads which command builds what was never built.
         """
         profiles = self.catalogue.offered_to(groups)
         missing = await self._missing_images(profiles)
@@ -206,21 +204,25 @@ class House:
         except Refused as error:
             LOG.warning("The leases cannot be read: %s %s", error, error.detail)
             standing, trouble = Standing(Inventory(trouble=error.text), ()), error.text
+        owner = Owner(user, hub=self.hub)
+        people = self._people_at(standing, owner)
         offers = [
             Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin))
             if profile.image_reference in missing
-            else self._offer(profile, standing, Owner(user, hub=self.hub), frozenset(groups))
+            else self._offer(profile, standing, owner, frozenset(groups), people)
             for profile in profiles
         ]
         return offers, standing, trouble or standing.inventory.trouble
 
-    def _offer(self, profile: Profile, standing: Standing, owner: Owner, groups: frozenset[str]) -> Offer:
+    def _offer(
+        self, profile: Profile, standing: Standing, owner: Owner, groups: frozenset[str], people: People
+    ) -> Offer:
         """On this person's terms, and with what they find who would have to wait."""
         if profile.gpu is None:
             return Offer(profile, self._availability(profile, standing))
         scene = Scene(standing.inventory, standing.held, self.policy, datetime.now(timezone.utc))
         claim = Claim("", profile.gpu, owner, profile.time_limit_seconds, groups)
-        terms = self.rules.terms(claim, scene, self._people_at(standing, owner))
+        terms = self.rules.terms(claim, scene, people)
         newcomer = Waiter("", profile.gpu, terms.time_limit_seconds, terms.barred)
         kept = Held(tuple(CardShare(uuid) for uuid in terms.barred))
         stands = self._availability(profile, replace(standing, held=(*standing.held, kept)))

@@ -64,7 +64,7 @@ class StateFile(Generic[T]):
             old = self.read()
             value = new(old)
             if value != old:
-                self._replace(json.dumps(self._encode(value), ensure_ascii=False, indent=1))
+                write(self.path, json.dumps(self._encode(value), ensure_ascii=False, indent=1))
         return value
 
     @contextmanager
@@ -73,19 +73,26 @@ class StateFile(Generic[T]):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _replace(self, text: str) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}-")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def write(path: Path, text: str, mode: int = 0o600) -> None:
+    """Put a new file in the place of this one: flushed, renamed, and the folder flushed, so that it outlasts a crash.
+
+    Raises:
+        OSError: it cannot be written; the old file is there, and nothing beside it.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -250,7 +250,7 @@ class StartsMachine(RuleBasedStateMachine):
 
     def _one_begins(self, data: st.DataObject) -> Any:
         """A start that somebody has drawn; it does not run yet."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of the two machines draws its own
 
     @precondition(lambda self: self._reserved_starts())
     @rule(data=st.data(), times=st.integers(1, 3))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -206,7 +207,7 @@ def test_no_right_to_write_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
     with pytest.raises(RecordError, match=r"You may not write in .* Use sudo, or be the user that the Hub runs as"):
         CardsFile(tmp_path).change(drain(A))
 

@@ -197,6 +197,17 @@ async def test_waiting_has_an_end(full: Machine) -> None:
     assert full.ledger.in_flight() == frozenset()
 
 
+async def stands_still(full: Machine, cai: Place) -> None:
+    """Its page says why, and a card that comes back meanwhile is given to nobody, look after look."""
+    while cai.trouble is None:
+        await cai.moved.wait()
+    full.end("ann")
+    looks = full.looks
+    while full.looks < looks + 2:
+        await asyncio.sleep(0.01)
+    assert not full.tasks["cai"].done()
+
+
 @pytest.mark.fault(34)
 async def test_the_line_stands_still_on_an_engine_that_does_not_answer(
     full: Machine, monkeypatch: pytest.MonkeyPatch
@@ -205,13 +216,7 @@ async def test_the_line_stands_still_on_an_engine_that_does_not_answer(
     monkeypatch.setattr(module, "TICK_SECONDS", 0.01)
     cai = await full.join("cai")
     full.down = True
-    while cai.trouble is None:
-        await cai.moved.wait()
-    full.end("ann")
-    looks = full.looks
-    while full.looks < looks + 2:
-        await asyncio.sleep(0.01)
-    assert not full.tasks["cai"].done()
+    await stands_still(full, cai)
     full.down = False
     assert (await full.tasks["cai"]).cards == (CardShare(A),)
 
@@ -221,13 +226,7 @@ async def test_the_line_stands_still_on_unknown_cards(full: Machine, monkeypatch
     monkeypatch.setattr(module, "TICK_SECONDS", 0.01)
     cai = await full.join("cai")
     well, full.inventory = full.inventory, Inventory(trouble=Text("the driver does not answer"))
-    while cai.trouble is None:
-        await cai.moved.wait()
-    full.end("ann")
-    looks = full.looks
-    while full.looks < looks + 2:
-        await asyncio.sleep(0.01)
-    assert not full.tasks["cai"].done()
+    await stands_still(full, cai)
     full.inventory = well
     assert (await full.tasks["cai"]).cards == (CardShare(A),)
 

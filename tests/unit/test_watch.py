@@ -434,7 +434,7 @@ def test_the_program_hears_ctrl_c_from_its_beginning(tmp_path: Path) -> None:
     deadline = time.monotonic() + 30
     while ignores():
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.002)  # nobody tells when a process has changed what it ignores
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT
     assert "Watching" not in (tmp_path / "log").read_text()
