@@ -243,6 +243,11 @@ class House:
         users |= {claim.owner.user for claim in standing.claims if claim.owner}
         return replace(self.people(users), waiting=standing.claims)
 
+    def ends_of(self, user: str, standing: Standing) -> list[tuple[str, datetime]]:
+        """The servers of a user that have an end, by name, with that end."""
+        held = (each for each in standing.held if each.owner and (each.owner.user, each.owner.hub) == (user, self.hub))
+        return sorted((each.owner.server, each.ends) for each in held if each.owner and each.ends)
+
     def hours_left(self, user: str, groups: frozenset[str], standing: Standing) -> Left | None:
         """What is left of somebody's GPU-hours; None where there is no limit or nothing can be known."""
         if self.rules.trivial:

@@ -156,7 +156,7 @@ class GPUSpawner(Settings):
         language = house.languages[self.user.name] = self._language
         name, now = self.user.name, datetime.now().astimezone()
         offers, standing, trouble = await house.offers(self._groups, user=name, admin=bool(self.user.admin))
-        infos = [time_left(each.owner.server, each.ends, now) for each in await house.times.of(name)]
+        infos = [time_left(server, ends, now) for server, ends in house.ends_of(name, standing)]
         if hours := house.hours_left(name, self._groups, standing):
             infos.append(hours_left(hours))
         fallback = house.catalogue.default_for(self._groups)
