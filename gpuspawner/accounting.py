@@ -59,11 +59,20 @@ class Accounting:
         self._clock = clock
         self._open: frozenset[str] | None = None
         self._changed = asyncio.Event()
+        self._looked = asyncio.Event()
         self.history = History(trouble=UNKNOWN)
 
     def nudge(self) -> None:
         """A lease may have begun or ended."""
         self._changed.set()
+
+    async def looked(self, seconds: float) -> None:
+        """Return once the first look is over, whatever came of it, or when the time is."""
+        looked = asyncio.ensure_future(self._looked.wait())
+        try:
+            await asyncio.wait([looked], timeout=seconds)
+        finally:
+            looked.cancel()
 
     async def run(self) -> None:
         """Keep the journal, until cancelled."""
@@ -91,6 +100,8 @@ class Accounting:
             self._open = None
             self.history = History(self.history.spells, UNKNOWN)
             LOG.error("The journal of leases cannot be kept: %s", error)
+        finally:
+            self._looked.set()
 
     async def _write(self, leases: Sequence[Lease], starting: frozenset[str]) -> None:
         now = self._clock()

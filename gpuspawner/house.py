@@ -46,6 +46,9 @@ ASK_ADMIN = Text(
     "관리자가 먼저 이미지를 만들어야 합니다. 그때까지 다른 프로필을 선택하세요.",
 )
 
+# A Hub that has just begun reads its journal within a moment; beyond this something is wrong with the disk.
+JOURNAL_SECONDS = 3.0
+
 # A page of the Hub asks the engine at most this often, and waits for it no longer than that.
 MEANING_SECONDS, MEANING_PATIENCE_SECONDS = 10.0, 1.0
 
@@ -284,6 +287,12 @@ class House:
         works = [self._reconcile(), watch_leases(self.engine, self._changed)]
         works += [self.accounting.run()] if self.accounting else []
         self._tasks = [asyncio.ensure_future(work) for work in works]
+
+    async def ready(self) -> None:
+        """`open`, and where hours count, wait a moment for the journal: nobody is refused because the Hub is young."""
+        self.open()
+        if self.accounting and self.rules.limits.longest_window_seconds:
+            await self.accounting.looked(JOURNAL_SECONDS)
 
     def _changed(self) -> None:
         self.ledger.nudge()

@@ -152,7 +152,7 @@ class GPUSpawner(Settings):
 
     async def _render_form(self, spawner: Any = None) -> str:
         house = self.house
-        house.open()
+        await house.ready()
         language = house.languages[self.user.name] = self._language
         name, now = self.user.name, datetime.now().astimezone()
         offers, standing, trouble = await house.offers(self._groups, user=name, admin=bool(self.user.admin))
@@ -180,6 +180,7 @@ class GPUSpawner(Settings):
     async def _options_from_form(self, form_data: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Refuse here what cannot start now: nothing is saved or counted yet, and the form comes back."""
         house = self.house
+        await house.ready()
         try:
             choice = house.catalogue.choose(form.parse(form_data), self._groups)
             offers, _, _ = await house.offers(self._groups, user=self.user.name)
@@ -269,11 +270,11 @@ class GPUSpawner(Settings):
     async def start(self) -> str:
         """Start the server and wait until it answers. Raises SpawnException with a sentence for the student."""
         house, owner = self.house, self._owner
-        house.open()
         launch = None
         # The Hub has read it.
         self.start_timeout = self._patience
         try:
+            await house.ready()
             choice = house.catalogue.choose(self._choice, self._groups)
             launch = self._launch = Launch(
                 self._order(choice),
@@ -326,6 +327,11 @@ class GPUSpawner(Settings):
             groups=self._groups,
             wait_seconds=self.queue_timeout if choice.wait and self.queue_timeout else None,
         )
+
+    async def poll(self) -> int | None:
+        """As `EngineSpawner` does. A Hub that starts anew asks this first: it follows the engine from then on."""
+        self.house.open()
+        return await super().poll()
 
     async def stop(self, now: bool = False) -> None:
         """Stop and remove the container. Its cards are free when this returns.

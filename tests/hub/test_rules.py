@@ -91,8 +91,6 @@ async def test_who_has_used_up_the_hours_is_refused(lab: Lab, tmp_path: Path, ev
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "journal.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(ended)}\n")
     lab.configure(gpu_hours={"ai": "2h/1d"}, state_path=str(tmp_path))
-    await eve.form()
-    await until(lambda: lab.house.accounting and not lab.house.accounting.history.trouble, "the files are read")
     answer = await eve.start({"profile": "gpu"})
     assert answer.status == 403
     assert answer.message.startswith("You asked for one whole GPU (RTX 4090), but you may use 2 h of GPU time in 1 d")

@@ -150,3 +150,19 @@ async def test_it_looks_when_told_and_now_and_then(lab: Lab, monkeypatch: pytest
     running.cancel()
     await asyncio.wait([running])
     assert running.cancelled()
+
+
+async def test_who_asks_before_the_first_look_waits_for_it_and_not_for_ever(lab: Lab) -> None:
+    """It is over when it has failed, too."""
+    await lab.accounting.looked(0.01)
+    assert lab.accounting.history.trouble is not None
+    running = asyncio.ensure_future(lab.accounting.run())
+    await lab.accounting.looked(60)
+    assert lab.accounting.history.trouble is None
+    running.cancel()
+    lab.down = True
+    young = lab.hub_comes_up()
+    running = asyncio.ensure_future(young.run())
+    await young.looked(60)
+    assert young.history.trouble is not None
+    running.cancel()
