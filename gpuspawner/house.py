@@ -30,7 +30,7 @@ from gpuspawner.limits import Left
 from gpuspawner.outlook import Line
 from gpuspawner.placement import Availability, Policy, availability, others_wait
 from gpuspawner.profiles import Catalogue, Profile
-from gpuspawner.queueing import Scene, Waiter, decide, forecast
+from gpuspawner.queueing import Forecast, Scene, Waiter, decide, forecast_newcomers
 from gpuspawner.status import Environment, Running, environment
 from gpuspawner.terms import Claim, History, People, Rules, may_wait
 from gpuspawner.texts import Language, Text
@@ -51,12 +51,14 @@ JOURNAL_SECONDS = 3.0
 
 # A page of the Hub asks the engine at most this often, and waits for it no longer than that.
 MEANING_SECONDS, MEANING_PATIENCE_SECONDS = 10.0, 1.0
+_NO_IMAGE = ""
 
 
 class Meanings:
     """What image references mean now, as Docker's ids: asked when somebody looks, and then remembered for a moment.
 
-    However many look at once, each reference is asked for once, and a call that hangs never gets a second on top.
+    However many look at once, each reference is asked for once, and a call that hangs never gets a second on top. That
+    there is no such image is not remembered: somebody builds it, and looks.
     """
 
     def __init__(self, look: Callable[[str], Awaitable[ImageFacts]]) -> None:
@@ -65,12 +67,23 @@ class Meanings:
 
     async def of(self, reference: str) -> str | None:
         """The id; None where there is no such image or the engine does not tell soon enough."""
+        return await self._told(reference) or None
+
+    async def missing(self, reference: str) -> bool:
+        """Whether there is no such image. An engine that does not tell soon enough is no proof of that."""
+        return await self._told(reference) == _NO_IMAGE
+
+    async def _told(self, reference: str) -> str | None:
         asked = self._asked.get(reference)
-        if asked is None or (asked[1].done() and time.monotonic() - asked[0] > MEANING_SECONDS):
+        if asked is None or (asked[1].done() and self._is_old(*asked)):
             asked = self._asked[reference] = (time.monotonic(), asyncio.ensure_future(self._ask(reference)))
         task = asked[1]
-        await asyncio.wait([task], timeout=MEANING_PATIENCE_SECONDS)
+        if not task.done():
+            await asyncio.wait([task], timeout=MEANING_PATIENCE_SECONDS)
         return task.result() if task.done() else None
+
+    def _is_old(self, since: float, task: asyncio.Task[str | None]) -> bool:
+        return task.result() == _NO_IMAGE or time.monotonic() - since > MEANING_SECONDS
 
     def forget(self, reference: str) -> None:
         """A server was just made from it: what was heard before that says nothing about this server."""
@@ -79,6 +92,8 @@ class Meanings:
     async def _ask(self, reference: str) -> str | None:
         try:
             return (await self._look(reference)).id
+        except ImageMissing:
+            return _NO_IMAGE
         except Refused as error:
             LOG.info("What %s means cannot be known now: %s", reference, error.detail or error)
             return None
@@ -209,35 +224,41 @@ class House:
             standing, trouble = Standing(Inventory(trouble=error.text), ()), error.text
         owner = Owner(user, hub=self.hub)
         people = self._people_at(standing, owner)
-        offers = [
-            Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin))
+        scene = Scene(standing.inventory, standing.held, self.policy, datetime.now(timezone.utc))
+        drafts = [
+            (Offer(profile, self._availability(profile, standing), NOT_BUILT, _who_builds(profile, admin=admin)), None)
             if profile.image_reference in missing
-            else self._offer(profile, standing, owner, frozenset(groups), people)
+            else self._draft(profile, standing, scene, owner, frozenset(groups), people)
             for profile in profiles
         ]
+        found = iter(forecast_newcomers(standing.line, [waiter for _, waiter in drafts if waiter], scene))
+        offers = [replace(offer, line=_line(next(found))) if waiter else offer for offer, waiter in drafts]
         return offers, standing, trouble or standing.inventory.trouble
 
-    def _offer(
-        self, profile: Profile, standing: Standing, owner: Owner, groups: frozenset[str], people: People
-    ) -> Offer:
-        """On this person's terms, and with what they find who would have to wait."""
+    def _draft(
+        self, profile: Profile, standing: Standing, scene: Scene, owner: Owner, groups: frozenset[str], people: People
+    ) -> tuple[Offer, Waiter | None]:
+        """On this person's terms; and as whom they would wait, where they would have to and may."""
         if profile.gpu is None:
-            return Offer(profile, self._availability(profile, standing))
-        scene = Scene(standing.inventory, standing.held, self.policy, datetime.now(timezone.utc))
+            return Offer(profile, self._availability(profile, standing)), None
         claim = Claim("", profile.gpu, owner, profile.time_limit_seconds, groups)
         terms = self.rules.terms(claim, scene, people)
         newcomer = Waiter("", profile.gpu, terms.time_limit_seconds, terms.barred)
         kept = Held(tuple(CardShare(uuid) for uuid in terms.barred))
-        stands = self._availability(profile, replace(standing, held=(*standing.held, kept)))
-        line = [*standing.line, newcomer]
+        stands = self._availability(
+            profile, replace(standing, held=(*standing.held, kept)) if kept.cards else standing
+        )
         if terms.refusal is not None:
             stands = replace(stands, refusal=terms.refusal)
-        elif stands.fits and not decide(line, scene, max_overtakes=self.max_overtakes).grants.get(newcomer.id):
+        elif stands.fits and not self._served(newcomer, standing, scene):
             stands = replace(stands, refusal=others_wait(profile.gpu))
         if stands.refusal is None or not may_wait(stands.refusal) or not self.queue_timeout:
-            return Offer(profile, stands, note=terms.notice if stands.fits else None)
-        found = forecast(line, scene)[newcomer.id]
-        return Offer(profile, stands, line=Line(found.position - 1, found.at))
+            return Offer(profile, stands, note=terms.notice if stands.fits else None), None
+        return Offer(profile, stands), newcomer
+
+    def _served(self, newcomer: Waiter, standing: Standing, scene: Scene) -> bool:
+        decision = decide([*standing.line, newcomer], scene, max_overtakes=self.max_overtakes)
+        return newcomer.id in decision.grants
 
     def _people_at(self, standing: Standing, owner: Owner) -> People:
         if self.rules.trivial:
@@ -264,17 +285,8 @@ class House:
     async def _missing_images(self, profiles: Sequence[Profile]) -> frozenset[str]:
         """Images of the shelf that were never built. An engine that does not answer is not proof of that."""
         references = {profile.image_reference for profile in profiles if profile.shelf_image}
-        missing = await asyncio.gather(*(self._is_missing(reference) for reference in references))
+        missing = await asyncio.gather(*(self.meanings.missing(reference) for reference in references))
         return frozenset(reference for reference, gone in zip(references, missing, strict=True) if gone)
-
-    async def _is_missing(self, reference: str) -> bool:
-        try:
-            await self.engine.image_facts(reference)
-        except ImageMissing:
-            return True
-        except Refused:
-            return False
-        return False
 
     def open(self) -> None:
         """Once per process: from now on clear away what was created and will never be started, follow the engine,
@@ -334,6 +346,10 @@ class House:
             ):
                 LOG.warning("Removing %s: it was created and never started.", container.name)
                 await self.engine.remove(container.id)
+
+
+def _line(found: Forecast) -> Line:
+    return Line(found.position - 1, found.at)
 
 
 def _who_builds(profile: Profile, *, admin: bool) -> Text:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import cached_property
 
 from gpuspawner.errors import NoRoom, QueueTimedOut, Refused
 from gpuspawner.gpus import GpuUuid, Inventory
@@ -55,7 +56,7 @@ class Standing:
     line: tuple[Waiter, ...] = ()
     claims: tuple[Claim, ...] = ()
 
-    @property
+    @cached_property
     def occupancy(self) -> Occupancy:
         """What is held, whoever holds it."""
         return Occupancy.of(*(held.cards for held in self.held))

@@ -103,23 +103,50 @@ def decide(line: Sequence[Waiter], scene: Scene, *, max_overtakes: int, most: in
 
 def forecast(line: Sequence[Waiter], scene: Scene) -> dict[str, Forecast]:
     """Position and estimate of everybody in the line, by id: estimates for the first `ESTIMATED` of them."""
-    desk = _Desk(scene)
-    ahead: dict[int, int] = defaultdict(int)
-    open_ended: set[int] = set()
-    found = {}
-    for index, waiter in enumerate(line):
-        want = desk.want(waiter)
-        rivals = desk.rivals(want, ahead)
-        promise = None
-        if index < ESTIMATED and not rivals & open_ended:
-            promise = desk.promise(waiter)
+    outlook = _Outlook(scene)
+    return {waiter.id: outlook.join(waiter) for waiter in line}
+
+
+def forecast_newcomers(line: Sequence[Waiter], newcomers: Sequence[Waiter], scene: Scene) -> list[Forecast]:
+    """What `forecast` would say of each of the newcomers, if that one alone came last."""
+    outlook = _Outlook(scene)
+    for waiter in line:
+        outlook.join(waiter)
+    return [outlook.of(newcomer) for newcomer in newcomers]
+
+
+class _Outlook:
+    """What those in a line are to expect, one after the other."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._desk = _Desk(scene)
+        self._length = 0
+        self._ahead: dict[int, int] = defaultdict(int)
+        self._open_ended: set[int] = set()
+
+    def of(self, waiter: Waiter) -> Forecast:
+        """What this one is to expect behind all that have joined."""
+        position, promise = self._look_ahead(waiter)
+        return Forecast(position, promise.at if promise else None)
+
+    def join(self, waiter: Waiter) -> Forecast:
+        """The same, and those after this one are behind it."""
+        position, promise = self._look_ahead(waiter)
+        want = self._desk.want(waiter)
         if promise is None:
-            open_ended.add(want)
+            self._open_ended.add(want)
         else:
-            desk.take(promise.cards, waiter.ends(promise.at))
-        found[waiter.id] = Forecast(1 + sum(map(ahead.__getitem__, rivals)), promise.at if promise else None)
-        ahead[want] += 1
-    return found
+            self._desk.take(promise.cards, waiter.ends(promise.at))
+        self._ahead[want] += 1
+        self._length += 1
+        return Forecast(position, promise.at if promise else None)
+
+    def _look_ahead(self, waiter: Waiter) -> tuple[int, Promise | None]:
+        rivals = self._desk.rivals(self._desk.want(waiter), self._ahead)
+        promise = None
+        if self._length < ESTIMATED and not rivals & self._open_ended:
+            promise = self._desk.promise(waiter)
+        return 1 + sum(map(self._ahead.__getitem__, rivals)), promise
 
 
 class _Round:

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 
 from gpuspawner.errors import NoRoom, Reason, Refused
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
@@ -50,7 +50,7 @@ class Situation:
     now: datetime
     groups_of: Mapping[str, Collection[str]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def occupancy(self) -> Occupancy:
         """What is taken now."""
         return Occupancy.of(*(held.cards for held in self.held))
@@ -132,9 +132,9 @@ def bound(
     return Bound(natural, avoid=avoid)
 
 
-def around(occupancy: Occupancy, avoid: Iterable[GpuUuid]) -> Occupancy:
+def around(occupancy: Occupancy, avoid: Collection[GpuUuid]) -> Occupancy:
     """As if somebody held all of these cards: where a placement must not go."""
-    return Occupancy.of(occupancy.cards, (CardShare(uuid) for uuid in sorted(avoid)))
+    return Occupancy.of(occupancy.cards, (CardShare(uuid) for uuid in sorted(avoid))) if avoid else occupancy
 
 
 class _Keeper:

@@ -30,6 +30,7 @@ from docker.utils import kwargs_from_env
 
 from gpuspawner import leases
 from gpuspawner.container import Evidence, ImageFacts
+from gpuspawner.dockerd.looks import SharedLooks
 from gpuspawner.dockerd.translate import TELL_ADMIN, TELL_ADMIN_KO, timeout, translate
 from gpuspawner.errors import EngineError, ImageMissing, LabelError, Refused
 from gpuspawner.leases import CardShare, Held, Lease
@@ -93,6 +94,7 @@ class Engine:
         self._calls = ThreadPoolExecutor(threads, thread_name_prefix="docker")
         self._pulls = ThreadPoolExecutor(2, thread_name_prefix="docker-pull")
         self._facts: tuple[float, EngineFacts] | None = None
+        self._looks = SharedLooks(self._leased)
 
     @cached_property
     def client(self) -> Any:
@@ -191,7 +193,10 @@ class Engine:
         return False
 
     async def leased(self) -> tuple[LeasedContainer, ...]:
-        """Every container that holds a lease now, of any Hub on this engine."""
+        """Every container that holds a lease now, of any Hub on this engine; those who ask at once share a call."""
+        return await self._looks.look()
+
+    async def _leased(self) -> tuple[LeasedContainer, ...]:
         found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*HOLDING_STATES]})
         return tuple(_leased(entry) for entry in found)
 
