@@ -159,7 +159,8 @@ class FullHouse:
         for person in self.people:
             person.spawner.orm_spawner.server = orm.Server(proto="http", ip="127.0.0.1", port=8888, base_url="/")
             self._db.commit()
-            assert await person.spawner.poll() is None, f"{person.name} runs"
+            if await person.spawner.poll() is not None:
+                raise RuntimeError(f"The server of {person.name} does not run.")
         await self.house.ready()
 
     def _start_servers(self, leases: Sequence[Lease]) -> None:
@@ -195,7 +196,8 @@ class FullHouse:
                 )
             )
             await asyncio.wait([asyncio.ensure_future(joined.wait()), self._queue[-1]], return_when="FIRST_COMPLETED")
-            assert not self._queue[-1].done(), "nobody is refused a place in the line"
+            if self._queue[-1].done():
+                raise RuntimeError("Somebody was refused a place in the line.")
             joined.clear()
 
     async def leave_the_line(self) -> None:

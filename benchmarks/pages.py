@@ -124,7 +124,10 @@ async def _forms(house: FullHouse) -> object:
 
 async def _reservations(house: FullHouse) -> object:
     ledger = house.house.ledger
-    claims = [Claim(f"start-{n}", GpuRequest.model_validate({"memory": "1G"}), Owner(f"start-{n}"), 3600) for n in range(AT_ONCE)]
+    claims = [
+        Claim(f"start-{n}", GpuRequest.model_validate({"memory": "1G"}), Owner(f"start-{n}"), 3600)
+        for n in range(AT_ONCE)
+    ]
     try:
         return await asyncio.gather(*(ledger.reserve(claim) for claim in claims))
     finally:

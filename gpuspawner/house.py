@@ -244,10 +244,8 @@ class House:
         claim = Claim("", profile.gpu, owner, profile.time_limit_seconds, groups)
         terms = self.rules.terms(claim, scene, people)
         newcomer = Waiter("", profile.gpu, terms.time_limit_seconds, terms.barred)
-        kept = Held(tuple(CardShare(uuid) for uuid in terms.barred))
-        stands = self._availability(
-            profile, replace(standing, held=(*standing.held, kept)) if kept.cards else standing
-        )
+        held = (*standing.held, Held(tuple(CardShare(uuid) for uuid in terms.barred)))
+        stands = self._availability(profile, replace(standing, held=held) if terms.barred else standing)
         if terms.refusal is not None:
             stands = replace(stands, refusal=terms.refusal)
         elif stands.fits and not self._served(newcomer, standing, scene):

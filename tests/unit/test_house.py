@@ -14,7 +14,7 @@ import pytest
 from gpuspawner import house as module
 from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine
-from gpuspawner.errors import EngineError, Reason, Refused
+from gpuspawner.errors import EngineError, ImageMissing, Reason, Refused
 from gpuspawner.fakegpus import FakeGPUs
 from gpuspawner.gpus import Inventory
 from gpuspawner.house import ASK_ADMIN, NOT_BUILT, House, Meanings
@@ -244,6 +244,45 @@ async def test_a_meaning_that_cannot_be_known_is_unknown() -> None:
     meanings = Meanings(look)
     assert [await meanings.of("nb") for _ in range(3)] == [None, None, None]
     assert look.asked == 1
+
+
+async def test_an_image_that_is_there_is_remembered_and_one_that_is_not_is_asked_for_again() -> None:
+    """Somebody has just built it, and looks at the form."""
+    look = Look()
+    meanings = Meanings(look)
+    look.error = ImageMissing(Text("No."))
+    assert [await meanings.missing("nb") for _ in range(2)] == [True, True]
+    assert await meanings.of("nb") is None
+    assert look.asked == 3
+    look.error = None
+    assert [await meanings.missing("nb") for _ in range(3)] == [False, False, False]
+    assert await meanings.of("nb") == "sha256:1"
+    assert look.asked == 4
+
+
+async def test_an_image_of_which_nothing_can_be_known_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 10: neither where the engine fails, nor where it does not tell soon enough."""
+    monkeypatch.setattr(module, "MEANING_PATIENCE_SECONDS", 0.02)
+    look = Look()
+    meanings = Meanings(look)
+    look.error = EngineError(Text("No."))
+    assert not await meanings.missing("fails")
+    look.open.clear()
+    assert not await meanings.missing("hangs")
+
+
+async def test_everybody_who_opens_the_form_at_once_shares_the_calls(standin: StandinEngine, house: House) -> None:
+    """Sixteen forms: one list of the leases, one look at each image; and what is built meanwhile is on the next form."""
+    await house.offers(frozenset())
+    before = len(standin.calls)
+    forms = await asyncio.gather(*(house.offers(frozenset()) for _ in range(16)))
+    asked = [call.operation for call, _ in standin.calls[before:]]
+    assert asked.count("list") == 1
+    assert len(asked) - 1 == 1, "the image that is missing is asked for, the one that is there is known"
+    assert [offers[1].unavailable for offers, _, _ in forms] == [NOT_BUILT] * 16
+    standin.add_image("gpuspawner/pytorch")
+    offers, _, _ = await house.offers(frozenset())
+    assert offers[1].unavailable is None
 
 
 # Clearing away

@@ -15,7 +15,7 @@ from gpuspawner.gpus import Gpu, GpuUuid, Inventory
 from gpuspawner.leases import CardShare, Held
 from gpuspawner.placement import Occupancy, Policy, able_cards, budget, place
 from gpuspawner.profiles import GpuRequest
-from gpuspawner.queueing import ESTIMATED, GOING, Decision, Scene, Waiter, _Desk, decide, forecast
+from gpuspawner.queueing import ESTIMATED, GOING, Decision, Scene, Waiter, _Desk, decide, forecast, forecast_newcomers
 from gpuspawner.texts import Text
 from gpuspawner.units import GIB
 from tests import strategies
@@ -346,3 +346,13 @@ def test_whoever_is_said_to_be_first_and_fits_is_served(situation: tuple[Scene, 
     for waiter in line:
         if shown[waiter.id].position == 1 and fits(waiter, at, [*at.held, *(Held(cards) for cards in grants.values())]):
             assert waiter.id in grants
+
+
+@given(situations(), st.integers(0, 8))
+def test_each_newcomer_is_told_what_it_would_be_told_alone(situation: tuple[Scene, list[Waiter]], ahead: int) -> None:
+    """One walk along the line for all profiles of the form, and the same answers as a walk for each."""
+    at, everybody = situation
+    line, newcomers = everybody[:ahead], everybody[ahead:]
+    alone = [forecast([*line, newcomer], at)[newcomer.id] for newcomer in newcomers]
+    assert forecast_newcomers(line, newcomers, at) == alone
+    assert forecast_newcomers(line, newcomers[::-1], at) == alone[::-1]
