@@ -272,7 +272,7 @@ async def test_an_image_of_which_nothing_can_be_known_is_not_missing(monkeypatch
 
 
 async def test_everybody_who_opens_the_form_at_once_shares_the_calls(standin: StandinEngine, house: House) -> None:
-    """Sixteen forms: one list of the leases, one look at each image; and what is built meanwhile is on the next form."""
+    """Sixteen forms: one list of the leases, one look at an image; what is built meanwhile is on the next form."""
     await house.offers(frozenset())
     before = len(standin.calls)
     forms = await asyncio.gather(*(house.offers(frozenset()) for _ in range(16)))
