@@ -36,11 +36,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 # What the configurations have in common: a token for the clients, and nobody is told to try again.
 CLIENTS = """
 import os
-c.JupyterHub.services = [*(c.JupyterHub.services or []), {"name": "storm", "api_token": os.environ["STORM_TOKEN"]}]
-c.JupyterHub.load_roles = [*(c.JupyterHub.load_roles or []), {
-    "name": "storm", "services": ["storm"],
-    "scopes": ["admin:users", "admin:servers", "access:servers"],
-}]
+c.JupyterHub.services.append({"name": "storm", "api_token": os.environ["STORM_TOKEN"]})
+c.JupyterHub.load_roles.append({
+    "name": "storm", "services": ["storm"], "scopes": ["admin:users", "admin:servers", "access:servers"],
+})
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0, "slow_stop_timeout": 0}
 c.JupyterHub.concurrent_spawn_limit = 0
 c.Spawner.start_timeout = c.Spawner.http_timeout = 300
