@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -285,6 +286,7 @@ class SlowEngine:
         self._armed = False
         self._engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
         self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> SlowEngine:
         self._server = await asyncio.start_unix_server(self._serve, self.path)
@@ -293,6 +295,9 @@ class SlowEngine:
     async def __aexit__(self, *error: object) -> None:
         assert self._server is not None  # noqa: S101  (made by __aenter__)
         self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     def arm(self) -> None:
         """The next call that starts a container takes its time."""
@@ -300,6 +305,9 @@ class SlowEngine:
         self.held.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if connection := asyncio.current_task():
+            self._connections.add(connection)
+            connection.add_done_callback(self._connections.discard)
         with suppress(OSError):
             theirs, ours = await asyncio.open_unix_connection(self._engine)
             await asyncio.gather(self._pass(reader, ours), self._pass(theirs, writer), return_exceptions=True)
@@ -317,6 +325,8 @@ class SlowEngine:
                 await sink.drain()
         finally:
             sink.close()
+            with suppress(OSError):
+                await sink.wait_closed()
 
 
 def proxy_command() -> str:

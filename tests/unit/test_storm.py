@@ -61,10 +61,14 @@ async def test_one_call_is_held_back_and_others_pass(
 ) -> None:
     """Only the next that starts a container, and only when it is told to."""
 
+    answering: list[asyncio.Task[None] | None] = []
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.append(asyncio.current_task())
         while chunk := await reader.read(1000):
             writer.write(chunk)
         writer.close()
+        await writer.wait_closed()
 
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine.sock'}")
     engine = await asyncio.start_unix_server(echo, tmp_path / "engine.sock")
@@ -91,5 +95,6 @@ async def test_one_call_is_held_back_and_others_pass(
         assert not held.done()
         assert await held >= 2.0
         assert not slow.held.is_set()
+    await asyncio.gather(*filter(None, answering))
     engine.close()
     await engine.wait_closed()
