@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from contenders import CannotMeasure
 
+from gpuspawner.candidates import Boot
 from gpuspawner.dockerd import Engine
+from gpuspawner.dockerd.boxes import Boxes
 
 REPOSITORY = Path(__file__).parents[1]
 BASE, PLAIN = "gpuspawner/base:latest", "gpuspawner-benchmark/plain:latest"
@@ -72,10 +75,6 @@ c.DockerSpawner.default_url = "/lab"
 
 # All that production has on. Its profile of a whole card gets the image of the others by the environment.
 OURS = f"load_subconfig({str(REPOSITORY / 'jupyterhub_config.py')!r})\n"
-
-
-class CannotMeasure(Exception):
-    """A contender did not get through, so there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -187,19 +186,11 @@ def _until_healthy(made: Hub) -> None:
         with suppress(requests.RequestException):
             if requests.get(f"{made.url}/hub/health", timeout=2).status_code == 200:
                 return
-        time.sleep(0.1)
+        time.sleep(0.1)  # a process is waited for, which can set no Event
     raise CannotMeasure(f"The Hub of {made.kind.name!r} does not answer. Its last words:\n{made.log[-3000:]}")
 
 
 # --- containers ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Container:
-    """What one notebook server has used until now."""
-
-    cpu_seconds: float
-    resident_bytes: int
 
 
 class Containers:
@@ -207,27 +198,19 @@ class Containers:
 
     def __init__(self) -> None:
         self.client = Engine(threads=64, call_timeout_seconds=120).client
+        self._boxes = Boxes(self.client)
 
     def network(self) -> Collection[str]:
         """Ids of the containers on the benchmark's network."""
         return [entry["Id"] for entry in self.client.containers(all=True, filters={"network": NETWORK})]
 
-    def usage(self) -> list[Container]:
-        """Of every container on the benchmark's network."""
-        return [self._usage(each) for each in self.network()]
-
-    def _usage(self, container: str) -> Container:
-        stats = self.client.stats(container, stream=False, one_shot=True)
-        memory = (stats.get("memory_stats") or {}).get("stats") or {}
-        resident = memory.get("rss", memory.get("anon"))
-        if resident is None:
-            raise CannotMeasure("The engine does not count the memory of containers ('docker info' says why).")
-        return Container(stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9, int(resident))
+    def usage(self) -> list[Boot]:
+        """What every container on the benchmark's network has used until now; how long that took is not known here."""
+        return [self._boxes.usage(each, 0.0) for each in self.network()]
 
     def sweep(self) -> None:
         """Remove all that the benchmark has left: containers, homes, never the images."""
-        for container in self.network():
-            self.client.remove_container(container, force=True, v=True)
+        self._remove_containers()
         for volume in self.client.volumes().get("Volumes") or ():
             if volume["Name"].startswith("storm-home-") or "gpuspawner.home" in (volume.get("Labels") or {}):
                 with suppress(requests.HTTPError):
@@ -238,9 +221,12 @@ class Containers:
         with ThreadPoolExecutor(count) as pool:
             began = time.perf_counter()
             ready = list(pool.map(lambda number: self._bare(number, uuids[number]) - began, range(count)))
-        for container in self.network():
-            self.client.remove_container(container, force=True, v=True)
+        self._remove_containers()
         return sorted(ready)
+
+    def _remove_containers(self) -> None:
+        for container in self.network():
+            self._boxes.remove(container)
 
     def _bare(self, number: int, uuid: str) -> float:
         name, client = f"storm-bare-{number}", self.client
@@ -267,7 +253,7 @@ class Containers:
             with suppress(requests.RequestException):
                 if requests.get(url, timeout=5).status_code == 200:
                     return time.perf_counter()
-            time.sleep(0.03)
+            time.sleep(0.03)  # as often as `gpuspawner.probe` asks: the floor is not to be slower for that
         raise CannotMeasure(f"{name} does not answer: {client.logs(name, tail=5)!r}")
 
 
@@ -293,8 +279,8 @@ class SlowEngine:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        assert self._server is not None  # noqa: S101  (made by __aenter__)
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +108,7 @@ async def time_pages(house: FullHouse, rounds: int) -> dict[str, list[Took]]:
     for number in range(WARM_UP + rounds):
         house.offered = await house.house.offers(frozenset({"students"}), user="guest")
         for name, look in LOOKS.items():
-            one = await took(lambda look=look: look(house))  # type: ignore[misc]  # a default makes the type unknown
+            one = await took(partial(look, house))
             if number >= WARM_UP:
                 found[name].append(one)
             # What the house does by itself now and then is not part of the next look.
@@ -145,7 +146,7 @@ async def time_crowds(house: FullHouse, rounds: int) -> dict[str, tuple[list[Too
         for _ in range(WARM_UP):
             await look(house)
         house.calls()
-        runs = [await took(lambda look=look: look(house)) for _ in range(rounds)]  # type: ignore[misc]  # as above
+        runs = [await took(partial(look, house)) for _ in range(rounds)]
         found[name] = runs, sum(house.calls().values()) / rounds
     return found
 

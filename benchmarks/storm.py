@@ -22,21 +22,23 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
 import typer
-from contenders import CannotMeasure as CannotBuild
-from contenders import Scene
-from hubs import KINDS, PLAIN, CannotMeasure, Containers, Hub, Kind, SlowEngine, hub, proxy_command
+from contenders import CannotMeasure, Say, Scene
+from hubs import KINDS, PLAIN, Containers, Hub, Kind, SlowEngine, hub, proxy_command
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from gpuspawner.errors import BuildError
+
+# The stand-ins lie beside the tests.
+sys.path.append(str(Path(__file__).parents[1]))
 from tests.standins.gpustate import STATE_VARIABLE, Card, GpuState, build_nvml, nvml_environment
 
 HERE = Path(__file__).parent
@@ -127,8 +129,7 @@ class Clients:
         """Seconds until the Hub says of all of them that they are stopped."""
         began = time.perf_counter()
         await asyncio.gather(*(self._ask("DELETE", f"users/{name}/server") for name in names))
-        # Another process is waited for: nobody could set an Event.
-        while await self._ask("GET", "users?state=active"):  # noqa: ASYNC110
+        while await self._ask("GET", "users?state=active"):  # noqa: ASYNC110 - another process can set no Event
             await asyncio.sleep(WATCH_SECONDS)
         return time.perf_counter() - began
 
@@ -158,7 +159,7 @@ class Clients:
 
 
 @asynccontextmanager
-async def clients(made: Hub) -> Any:
+async def clients(made: Hub) -> AsyncIterator[Clients]:
     """With a connection for each."""
     timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
     connector = aiohttp.TCPConnector(limit=0)
@@ -223,8 +224,9 @@ async def beside_a_slow_call(kind: Kind, folder: Path, setting: Setting) -> floa
     """Seconds that one user's poll takes while another user's call to the engine takes its time."""
     async with SlowEngine(folder / "slow.sock", SLOW_SECONDS) as slow:
         slowly = {**setting.environment, "DOCKER_HOST": f"unix://{slow.path}"}
-        entered = hub(kind, folder / "slow", slowly, setting.proxy)
-        made = await asyncio.to_thread(entered.__enter__)
+        # In a thread: the Hub's calls come through this loop while it is waited for.
+        running = ExitStack()
+        made = await asyncio.to_thread(running.enter_context, hub(kind, folder / "slow", slowly, setting.proxy))
         try:
             async with clients(made) as people:
                 await people.add(["quick", "slow"])
@@ -236,8 +238,8 @@ async def beside_a_slow_call(kind: Kind, folder: Path, setting: Setting) -> floa
                 await starting
                 await people.stop(["quick", "slow"])
         finally:
-            await asyncio.to_thread(entered.__exit__, None, None, None)
-    return float(took)
+            await asyncio.to_thread(running.close)
+    return took
 
 
 def turns(round_number: int) -> Iterator[Kind]:
@@ -246,7 +248,7 @@ def turns(round_number: int) -> Iterator[Kind]:
     yield from KINDS[shift:] + KINDS[:shift]
 
 
-def measure(rounds: int, setting: Setting, cards: Sequence[Card], say: Any) -> dict[str, dict[str, list[float]]]:
+def measure(rounds: int, setting: Setting, cards: Sequence[Card], say: Say) -> dict[str, dict[str, list[float]]]:
     """Contender → figure → all values."""
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*(k.name for k in KINDS), FLOOR)}
     setting.containers.sweep()
@@ -317,7 +319,7 @@ def _cell(values: Sequence[float] | None, factor: float) -> str:
     return f"{middle:.2f} ({low:.2f}-{high:.2f})" if middle < 20 else f"{middle:.0f} ({low:.0f}-{high:.0f})"
 
 
-def build_plain(containers: Containers, say: Any) -> None:
+def build_plain(containers: Containers, say: Say) -> None:
     """The peer's image, from the same Debian, by the same builder, with the arguments that ours gets."""
     if containers.client.images(PLAIN):
         return
@@ -344,14 +346,18 @@ def main(
     state_file = Path(os.environ.get(STATE_VARIABLE, ""))
     try:
         if STATE_VARIABLE not in os.environ:
-            raise CannotMeasure("There is no engine with the stand-in hook here: see --help for how this is started.")
+            raise CannotMeasure(
+                "There is no engine here that takes GPU requests without a GPU. Start one and run this in it: "
+                "'python -m tests.standins.netns_engine up', then "
+                "'python -m tests.standins.netns_engine exec -- python benchmarks/storm.py'."
+            )
         build_plain(containers, say)
         GpuState(tuple(cards)).write(state_file)
         with tempfile.TemporaryDirectory(prefix="storm-nvml-") as nvml:
             environment = nvml_environment(build_nvml(Path(nvml)), state_file)
             setting = Setting(users, singles, rest, environment, proxy_command(), containers)
             found = measure(rounds, setting, cards, say)
-    except (CannotMeasure, CannotBuild, subprocess.SubprocessError) as error:
+    except (CannotMeasure, BuildError, subprocess.SubprocessError) as error:
         errors.print(str(error), markup=False)
         raise typer.Exit(2) from None
     finally:

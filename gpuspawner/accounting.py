@@ -68,22 +68,14 @@ class Accounting:
 
     async def looked(self, seconds: float) -> None:
         """Return once the first look is over, whatever came of it, or when the time is."""
-        looked = asyncio.ensure_future(self._looked.wait())
-        try:
-            await asyncio.wait([looked], timeout=seconds)
-        finally:
-            looked.cancel()
+        await _set_within(self._looked, seconds)
 
     async def run(self) -> None:
         """Keep the journal, until cancelled."""
         while True:
             self._changed.clear()
             await self.update()
-            wake = asyncio.ensure_future(self._changed.wait())
-            try:
-                await asyncio.wait([wake], timeout=LOOK_SECONDS)
-            finally:
-                wake.cancel()
+            await _set_within(self._changed, LOOK_SECONDS)
 
     async def update(self) -> None:
         """Write down what has begun and ended since the last look. What goes wrong is logged, and tried again."""
@@ -123,3 +115,12 @@ class Accounting:
 
         self.history = await asyncio.to_thread(write)
         self._open = frozenset(lease.id for lease in leases)
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    # Not wait_for: before Python 3.12 it swallows a cancellation that comes in the moment when the event is set.
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting], timeout=seconds)
+    finally:
+        waiting.cancel()
