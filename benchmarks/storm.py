@@ -44,6 +44,11 @@ from tests.standins.gpustate import STATE_VARIABLE, Card, GpuState, build_nvml, 
 HERE = Path(__file__).parent
 PROBE_SECONDS, WATCH_SECONDS, SETTLE_SECONDS, SLOW_SECONDS = 0.05, 0.1, 5.0, 3.0
 PATIENCE_SECONDS = 300.0
+NO_ENGINE = (
+    "There is no engine here that takes GPU requests without a GPU. Start one and run this in it: "
+    "'python -m tests.standins.netns_engine up', then "
+    "'python -m tests.standins.netns_engine exec -- python benchmarks/storm.py'."
+)
 FLOOR = "bare containers, no Hub"
 PLAIN_HUB, BASE_HUB, OURS = (kind.name for kind in KINDS)
 
@@ -341,16 +346,13 @@ def main(
     """Starts and stops of a whole class, by plain DockerSpawner and by this project."""
     console, errors = Console(), Console(stderr=True)
     say = errors.print
+    if STATE_VARIABLE not in os.environ:
+        say(NO_ENGINE, markup=False)
+        raise typer.Exit(2)
     containers = Containers()
     cards = [Card(f"GPU-{n:08x}-0000-4000-8000-000000000000", n, f"00000000:{n + 1:02x}:00.0") for n in range(users)]
-    state_file = Path(os.environ.get(STATE_VARIABLE, ""))
+    state_file = Path(os.environ[STATE_VARIABLE])
     try:
-        if STATE_VARIABLE not in os.environ:
-            raise CannotMeasure(
-                "There is no engine here that takes GPU requests without a GPU. Start one and run this in it: "
-                "'python -m tests.standins.netns_engine up', then "
-                "'python -m tests.standins.netns_engine exec -- python benchmarks/storm.py'."
-            )
         build_plain(containers, say)
         GpuState(tuple(cards)).write(state_file)
         with tempfile.TemporaryDirectory(prefix="storm-nvml-") as nvml:
@@ -361,8 +363,7 @@ def main(
         errors.print(str(error), markup=False)
         raise typer.Exit(2) from None
     finally:
-        if STATE_VARIABLE in os.environ:
-            GpuState().write(state_file)
+        GpuState().write(state_file)
     about = {
         "users": users,
         "rounds": rounds,
