@@ -133,6 +133,18 @@ def test_the_watcher_would_notice(engine: PrivateEngine, shares: tuple[int | Non
     assert json.loads(engine.hook_log.read_text().splitlines()[-1])["beside"] == []
 
 
+@pytest.mark.parametrize(
+    ("ends", "is_too_much"),
+    [((), True), ((5.0,), True), ((15.0,), False), ((5.0, 15.0, 25.0), False), ((25.0,), True)],
+    ids=["no end", "before both", "between them", "between them too", "after both"],
+)
+def test_what_the_engine_has_lost_is_nobodys_lease(ends: tuple[float, ...], *, is_too_much: bool) -> None:
+    """Two whole leases of one card, at 10 and 20: too much, unless the engine ended between them."""
+    first = {"id": "a" * 64, "cards": [DEFAULT_CARDS[0].uuid], "memory_mib": None}
+    lines = [{**first, "beside": [], "at": 10.0}, {**first, "id": "b" * 64, "beside": [first], "at": 20.0}]
+    assert bool(overlaps_in("\n".join(map(json.dumps, lines)), ends)) is is_too_much
+
+
 def no_reservation_is_left(students: list[Student]) -> None:
     """Both cards are given at once to two who do not wait, and the third reads that both are taken."""
     first, second, third = students[:3]
@@ -177,7 +189,7 @@ def test_no_card_is_lost_or_given_twice_whatever_fails(
         f"{lab.log.count('Traceback')} tracebacks in the Hub's log"
     )
     assert watcher.overbooked == []
-    assert overlaps_in(engine.hook_log.read_text()) == []
+    assert overlaps_in(engine.hook_log.read_text(), chaos.engine_ends) == []
     assert [outcome for outcome in outcomes if outcome.how not in GOOD] == []
     assert [outcome.how for outcome in once_more] == ["served"] * len(NAMES)
     assert watcher.samples > 2 * seconds

@@ -10,7 +10,8 @@ config.json, and gives the container the cards its NVIDIA_VISIBLE_DEVICES asks f
 - an executable /usr/bin/nvidia-smi that answers `-L` as the real one would inside that container.
 
 Each container that gets cards is a line of JSON in the log, the state file's path with `.log` behind it: `id`, `cards`
-(their UUIDs), `memory_mib` (the share it was promised; null: whole cards), and `beside`: what it found of other
+(their UUIDs), `memory_mib` (the share it was promised; null: whole cards), `at` (when, in seconds since 1970), and
+`beside`: what it found of other
 containers that have one of these cards at this moment, decided by whether their first process is still there.
 
 A card that is unknown or lost makes the start fail, with the words of the real tool. Which cards there are is
@@ -24,6 +25,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterable
 
 CLI = "nvidia-container-cli"
@@ -138,6 +140,7 @@ def note(path: str, container: dict[str, object], uuids: list[str], memory: str)
             "cards": uuids,
             "memory_mib": int(memory) if memory else None,
             "beside": beside,
+            "at": time.time(),
             "pid": pid,
             "birth": birth(pid),
         }
