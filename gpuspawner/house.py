@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from gpuspawner.accounting import UNKNOWN, Accounting
+from gpuspawner.boots import Boots, usual_limit
 from gpuspawner.caretaker import DRAIN_GRACE_SECONDS, Caretaker
 from gpuspawner.container import ImageFacts
 from gpuspawner.dockerd import Engine, watch_leases
@@ -118,9 +119,11 @@ class House:
     drain_grace_seconds: float = DRAIN_GRACE_SECONDS
     rules: Rules = field(default_factory=Rules)
     extending: Extending = field(default_factory=Extending)
+    concurrent_boots: int = 0
     groups_of: Callable[[Collection[str]], Mapping[str, frozenset[str]]] = lambda users: {}
     caretaker: Caretaker = field(init=False)
     ledger: Ledger = field(init=False)
+    boots: Boots = field(init=False)
     meanings: Meanings = field(init=False)
     times: Times = field(init=False)
     accounting: Accounting | None = field(init=False, default=None)
@@ -143,6 +146,7 @@ class House:
             look_at_people=self.people,
         )
         self.caretaker.promises = self.ledger
+        self.boots = Boots(self.concurrent_boots or usual_limit())
         self.times = Times(self._leases, self.ledger, self.state, self.groups_of, self.extending)
         self.meanings = Meanings(self.engine.image_facts)
         if self.state is not None:

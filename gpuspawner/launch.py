@@ -19,6 +19,7 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
+from gpuspawner.boots import Boots
 from gpuspawner.container import (
     ARRIVAL_PROBE,
     ContainerSpec,
@@ -45,7 +46,7 @@ from gpuspawner.errors import (
 from gpuspawner.gpus import Inventory
 from gpuspawner.homes import ensure_home
 from gpuspawner.leases import Lease, Limits, Owner
-from gpuspawner.ledger import Ledger, Place
+from gpuspawner.ledger import Grant, Ledger, Place
 from gpuspawner.probe import server_url, wait_until_answering
 from gpuspawner.profiles import Choice
 from gpuspawner.terms import Claim
@@ -53,7 +54,7 @@ from gpuspawner.texts import Text
 
 LOG = logging.getLogger(__name__)
 
-CHECK_ALIVE_SECONDS = 0.25
+CHECK_ALIVE_SECONDS = 1.0
 ARRIVAL_TRIES = 3
 # Within what the spawner leaves between our time limit and the Hub's, whose failure has no words.
 WAIT_FOR_UNDOING_SECONDS = 2.0
@@ -92,16 +93,20 @@ PREPARING = Stage(10, Text("Preparing your server", "서버를 준비하고 있�
 PULLING = Stage(15, Text("Fetching the image: this can take minutes", "이미지를 받고 있습니다. 몇 분 걸릴 수 있습니다"))
 WAITING = Stage(20, Text("You are in the waiting line", "대기열에 들어갔습니다"))
 LEASING = Stage(25, Text("Looking for a free GPU", "사용 가능한 GPU를 찾고 있습니다"))
+NEXT = Stage(
+    40, Text("Other servers are just starting; yours comes next", "다른 서버들이 시작되는 중입니다. 곧 차례가 됩니다")
+)
 CREATING = Stage(45, Text("Starting the container", "컨테이너를 시작하고 있습니다"))
 BOOTING = Stage(70, Text("JupyterLab is starting", "JupyterLab을 시작하고 있습니다"))
 READY = Stage(95, Text("Your server answers", "서버가 응답합니다"))
 
 
 class Launch:
-    """One attempt; `run` is called once.
+    """One attempt; `run` is called once. `notice` is what the student should know about the terms of the lease.
 
     Args:
         boot: creates and starts the container of a spec, and returns address and port of the notebook server in it.
+        boots: tells when it may do that.
         predecessor: the undoing of an earlier attempt at the same server, which has to end first.
     """
 
@@ -112,17 +117,20 @@ class Launch:
         ledger: Ledger,
         look_at_gpus: Callable[[], Awaitable[Inventory]],
         boot: Callable[[ContainerSpec], Awaitable[tuple[str, int]]],
+        boots: Boots,
         predecessor: asyncio.Task[None] | None = None,
     ) -> None:
         self.order = order
         self.lease_id = uuid4().hex
         self.stage = PREPARING
         self.stage_changed = asyncio.Event()
+        self.notice: Text | None = None
         self.undoing: asyncio.Task[None] | None = None
         self._engine = engine
         self._ledger = ledger
         self._look_at_gpus = look_at_gpus
         self._boot = boot
+        self._boots = boots
         self._predecessor = predecessor
         self._name = object_name(order.owner)
         self._leasing = False
@@ -193,8 +201,18 @@ class Launch:
         if self._waited_seconds:
             # It may have been built anew meanwhile, or be gone.
             image = await self._image()
-        if grant.notice is not None:
-            self._enter(Stage(LEASING.progress, grant.notice))
+        self.notice = grant.notice
+        if self._boots.busy:
+            self._enter(NEXT)
+        async with self._boots.turn():
+            url = await self._serve(grant, image)
+        self._ledger.settle(self.lease_id)
+        self._enter(READY)
+        return url
+
+    async def _serve(self, grant: Grant, image: ImageFacts) -> str:
+        """From the grant to the first answer."""
+        order, profile = self.order, self.order.choice.profile
         self._enter(CREATING)
         lease = Lease(
             id=self.lease_id,
@@ -220,8 +238,6 @@ class Launch:
         self._enter(BOOTING)
         url = server_url("https" if order.https else "http", ip, port)
         await self._until_serving(url, lease, attached=spec.attached)
-        self._ledger.settle(self.lease_id)
-        self._enter(READY)
         return url
 
     async def _image(self) -> ImageFacts:

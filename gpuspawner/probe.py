@@ -26,10 +26,14 @@ async def wait_until_answering(url: str) -> None:
     An https URL (the Hub's internal SSL) is only connected to: the handshake needs the user's certificates, and the
     Hub makes it right afterwards.
     """
+    # Until somebody listens a bare connection is all that can be had, and costs a tenth of a request.
+    while not await _accepts(url):  # noqa: ASYNC110 - another process is waited for: nobody could set an Event
+        await asyncio.sleep(INTERVAL_SECONDS)
+    if url.startswith("https:"):
+        return
     timeout = aiohttp.ClientTimeout(total=5, connect=CONNECT_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)) as session:
-        # Another process is waited for: nobody could set an Event.
-        while not await (_accepts(url) if url.startswith("https:") else _answers(session, url)):  # noqa: ASYNC110
+        while not await _answers(session, url):  # noqa: ASYNC110 - as above
             await asyncio.sleep(INTERVAL_SECONDS)
 
 

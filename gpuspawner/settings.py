@@ -89,6 +89,18 @@ class Settings(EngineSpawner):
         """,
     ).tag(config=True)
 
+    concurrent_boots = Integer(
+        0,
+        min=0,
+        help="""
+        How many servers may boot at once, from the creation of the container to its first answer.
+
+        0, the default, is two for each processor. When a class clicks Start together, each waits for a turn and reads
+        that other servers are just starting: the first is ready at once, and the last no later than if all had begun
+        together. A boot of more than 3 seconds lets the next one begin.
+        """,
+    ).tag(config=True)
+
     default_shm_fraction = Float(
         0.25,
         min=0.01,

@@ -101,6 +101,7 @@ class GPUSpawner(Settings):
                 drain_grace_seconds=self.drain_grace,
                 rules=Rules.parse(self.limits, self.gpu_hours, self.reservations, _here()),
                 extending=Extending(max_seconds=self.max_extension),
+                concurrent_boots=self.concurrent_boots,
                 groups_of=self._groups_of,
             )
         house: House = settings["gpuspawner_house"]
@@ -286,6 +287,7 @@ class GPUSpawner(Settings):
                 house.ledger,
                 house.gpus.inventory,
                 self._boot,
+                house.boots,
                 house.undoing.get(owner),
             )
             url = await launch.run()
@@ -400,6 +402,8 @@ class GPUSpawner(Settings):
                 await asyncio.sleep(0.05)
                 continue
             changed, progress, words = launch.stage_changed, launch.stage.progress, launch.stage.text
+            if notice := launch.notice:
+                words = Text(f"{words.en}. {notice.en}", f"{words.ko}. {notice.ko}")
             if place := launch.place:
                 changed = place.moved
                 words = while_waiting(place.forecast, place.trouble, datetime.now().astimezone())

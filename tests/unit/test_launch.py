@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import aiohttp
 import pytest
 
 from gpuspawner import launch as module
+from gpuspawner.boots import Boots
 from gpuspawner.container import ContainerSpec, Defaults, object_name
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import (
@@ -34,7 +36,7 @@ from gpuspawner.errors import (
     StartTimedOut,
 )
 from gpuspawner.gpus import Gpu, GpuUuid, Inventory
-from gpuspawner.launch import BOOTING, CREATING, LEASING, PREPARING, PULLING, READY, Launch, Order
+from gpuspawner.launch import BOOTING, CREATING, LEASING, NEXT, PREPARING, PULLING, READY, Launch, Order
 from gpuspawner.leases import CardShare, Owner, decode
 from gpuspawner.ledger import Ledger
 from gpuspawner.placement import Policy
@@ -81,6 +83,7 @@ class Rig:
         cards = (Gpu(A, 0, "NVIDIA GeForce RTX 4090", 24 * GIB, 3), Gpu(B, 1, "NVIDIA GeForce RTX 4090", 24 * GIB, 1))
         self.inventory = Inventory(cards)
         self.ledger = Ledger(engine.holdings, self.look, Policy())
+        self.boots = Boots(4)
         self.told: Callable[[Container], str] = lambda container: whole_answer(*self.minors(container))
         standin.exec_handler = lambda container, words: ExecAnswer(0, self.told(container).encode())
 
@@ -114,7 +117,7 @@ class Rig:
             api_path=f"/user/{owner.user}/api",
             may_pull=may_pull,
         )
-        return Launch(order, self.engine, self.ledger, self.look, boot or self.boot, predecessor)
+        return Launch(order, self.engine, self.ledger, self.look, boot or self.boot, self.boots, predecessor)
 
     async def boot(self, spec: ContainerSpec) -> tuple[str, int]:
         """What DockerSpawner does: create, start, ask for the address."""
@@ -132,6 +135,22 @@ class Rig:
         await self.engine.call("start", made["Id"])
         inspected = await self.engine.call("inspect_container", made["Id"])
         return inspected["NetworkSettings"]["IPAddress"], 8888
+
+    async def launch_that_hangs(self) -> Launch:
+        """One of ann's whose server never answers; `give_up` ends it."""
+        never = NeverAnswers()
+        with self.standin.faults.during(never):
+            launch = self.launch()
+            self._hanging = asyncio.ensure_future(launch.run())
+            await until(lambda: launch.stage is BOOTING)
+        return launch
+
+    async def give_up(self, launch: Launch) -> None:
+        """As the Stop button does."""
+        self._hanging.cancel()
+        await asyncio.wait([self._hanging])
+        assert launch.undoing is not None
+        await asyncio.wait_for(asyncio.shield(launch.undoing), SOON)
 
     async def held(self) -> list[str]:
         """UUIDs that are held, with repetitions if there are any."""
@@ -238,9 +257,46 @@ async def test_the_stages_are_told_in_order(rig: Rig) -> None:
     await launch.run()
     await asyncio.wait_for(watching, SOON)
     assert seen == [PREPARING, LEASING, CREATING, BOOTING]
-    assert [stage.progress for stage in (PREPARING, PULLING, LEASING, CREATING, BOOTING, READY)] == sorted(
-        stage.progress for stage in (PREPARING, PULLING, LEASING, CREATING, BOOTING, READY)
-    )
+    order = [stage.progress for stage in (PREPARING, PULLING, LEASING, NEXT, CREATING, BOOTING, READY)]
+    assert order == sorted(order)
+
+
+async def test_only_so_many_boot_at_once(rig: Rig) -> None:
+    """Whoever is next holds a card, reads why nothing happens yet, and boots as soon as the turn comes."""
+    rig.boots = Boots(1)
+    first, second = await rig.launch_that_hangs(), rig.launch(owner=BOB)
+    coming = asyncio.ensure_future(second.run())
+    await until(lambda: second.stage is NEXT)
+    assert await rig.held() == [A, B]
+    assert len(rig.standin.containers) == 1
+    waited_until = datetime.now(timezone.utc)
+    await rig.give_up(first)
+    await asyncio.wait_for(coming, SOON)
+    lease = decode(rig.standin.container(object_name(BOB)).labels)
+    assert lease is not None
+    assert lease.started >= waited_until.replace(microsecond=0), "time is counted from the start"
+
+
+async def test_who_leaves_before_the_turn_leaves_nothing(rig: Rig) -> None:
+    """The Stop button, while others boot; and the turn is not lost with them."""
+    rig.boots = Boots(1)
+    first, second = await rig.launch_that_hangs(), rig.launch(owner=BOB)
+    coming = asyncio.ensure_future(second.run())
+    await until(lambda: second.stage is NEXT)
+    coming.cancel()
+    await asyncio.wait([coming])
+    await rig.give_up(first)
+    await rig.assert_nothing_left_of(second)
+    await asyncio.wait_for(rig.launch(owner=BOB).run(), SOON)
+
+
+async def test_one_that_hangs_holds_up_nobody_for_long(rig: Rig) -> None:
+    """Law 9: its turn is over after a while, though it is not."""
+    rig.boots = Boots(1, hold_seconds=0.3)
+    hanging = await rig.launch_that_hangs()
+    await asyncio.wait_for(rig.launch(owner=BOB).run(), SOON)
+    assert hanging.stage is BOOTING
+    await rig.give_up(hanging)
 
 
 async def test_the_home_volume_is_made_with_its_owner_on_it(rig: Rig) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from gpuspawner import launch as launching
+from gpuspawner.boots import Boots
 from gpuspawner.container import ContainerSpec, Defaults, object_name
 from gpuspawner.dockerd import HOLDING_STATES, Engine
 from gpuspawner.errors import EngineDown, GpusUnknown, NoRoom, Refused
@@ -220,6 +221,7 @@ class Playground:
         """It knows nothing but the labels."""
         self.engine = Engine({"base_url": self.standin.url}, call_timeout_seconds=5)
         self.ledger = Ledger(self.engine.holdings, self.look, POLICY)
+        self.boots = Boots(2)
         self.running, self.launches = {}, {}
 
     async def look(self) -> Inventory:
@@ -344,7 +346,7 @@ class Playground:
         order = Order(owner, Choice(Profile.model_validate(wanted)), Defaults(), "auto", 20.0, "/api")
         last = self.launches.get(owner)
         undoing = last.undoing if last else None
-        launch = Launch(order, self.engine, self.ledger, self.look, self.boot, undoing)
+        launch = Launch(order, self.engine, self.ledger, self.look, self.boot, self.boots, undoing)
         self.launches[owner] = launch
         self.running[owner] = asyncio.ensure_future(launch.run())
         self.running[owner].add_done_callback(lambda task: task.cancelled() or task.exception())
