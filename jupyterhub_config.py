@@ -14,6 +14,7 @@ import nativeauthenticator
 
 import gpuspawner
 from gpuspawner.config import report_missing_images, watch_service
+from gpuspawner.database import sqlite_opener
 from gpuspawner.dockerd import Engine
 from gpuspawner.errors import Refused
 
@@ -129,6 +130,8 @@ if FAKE_GPUS:
 STATE.mkdir(parents=True, exist_ok=True)
 c.JupyterHub.bind_url = f"http://{ADDRESS}:{PORT}"
 c.JupyterHub.db_url = f"sqlite:///{STATE / 'jupyterhub.sqlite'}"
+# Its -wal and -shm files belong to it: copy it with sqlite3's .backup, or while the Hub is stopped.
+c.JupyterHub.db_kwargs = {"creator": sqlite_opener(STATE / "jupyterhub.sqlite")}
 c.JupyterHub.cookie_secret_file = str(STATE / "jupyterhub_cookie_secret")
 c.ConfigurableHTTPProxy.pid_file = str(STATE / "jupyterhub-proxy.pid")
 

@@ -31,6 +31,7 @@ class EngineSpawner(DockerSpawner):
     """
 
     running: Running | None = None
+    _has_ended = False
 
     engine_timeout = Float(
         15.0,
@@ -72,6 +73,10 @@ class EngineSpawner(DockerSpawner):
     @property
     def being_undone(self) -> bool:
         """Whether an earlier start of this server is still being cleared away."""
+        raise NotImplementedError
+
+    def remove_later(self, container_id: str) -> None:
+        """Remove a container for as long as it takes; the next start of this server waits for it."""
         raise NotImplementedError
 
     def died(self, death: Refused) -> None:
@@ -166,6 +171,7 @@ class EngineSpawner(DockerSpawner):
 
     async def stop_object(self) -> None:
         """Ask the server to end, wait a little, then kill it."""
+        self._has_ended = False
         try:
             await self.engine.ask(
                 "stop",
@@ -173,6 +179,7 @@ class EngineSpawner(DockerSpawner):
                 timeout=STOP_GRACE_SECONDS,
                 time_limit=STOP_GRACE_SECONDS + self.engine_timeout,
             )
+            self._has_ended = True
         except EngineTimeout as error:
             self.log.warning("%s does not stop (%s); it is removed by force.", self._log_name, error.detail)
         except Refused as error:
@@ -180,5 +187,11 @@ class EngineSpawner(DockerSpawner):
                 raise error
 
     async def remove_object(self) -> None:
-        """Remove the container, running or not; that it is gone already is fine."""
-        await self.engine.remove(self.object_name)
+        """Remove the container, running or not; that it is gone already is fine.
+
+        One that has ended holds no cards and is removed in the background: only its next start has to wait for that.
+        """
+        if self._has_ended and self.object_id and not self.being_undone:
+            self.remove_later(self.object_id)
+        else:
+            await self.engine.remove(self.object_name)

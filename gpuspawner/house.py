@@ -41,6 +41,7 @@ LOG = logging.getLogger(__name__)
 
 KEEP_JOURNAL_SECONDS = 35 * 86400
 RECONCILE_SECONDS, RECONCILE_RETRY_SECONDS = 60.0, 10.0
+KEEP_FINISHED_SECONDS = 600.0
 NOT_BUILT = Text("image not built", "이미지 없음")
 ASK_ADMIN = Text(
     "The admin has to build it first; choose another profile until then.",
@@ -133,6 +134,7 @@ class House:
     asked: dict[str, str] = field(default_factory=dict)
     languages: dict[str, Language] = field(default_factory=dict)
     _started: dict[Owner, datetime] = field(default_factory=dict)
+    _finished: dict[str, float] = field(default_factory=dict)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -323,6 +325,7 @@ class House:
         while True:
             try:
                 await self.remove_abandoned()
+                await self.remove_finished()
                 # The driver tells an XID to those that are there to hear it, and the log should say it without a guest.
                 await self.ledger.standing()
                 await asyncio.sleep(RECONCILE_SECONDS)
@@ -347,6 +350,20 @@ class House:
                 and lease.id not in starting
             ):
                 LOG.warning("Removing %s: it was created and never started.", container.name)
+                await self.engine.remove(container.id)
+
+    async def remove_finished(self) -> None:
+        """Remove this Hub's containers that ended some time ago.
+
+        A stop leaves the removal to the background, where a Hub that is killed leaves it undone. Why a server ended by
+        itself is read by its spawner's poll, long before.
+        """
+        now = time.monotonic()
+        found = [each for each in await self.engine.finished() if each.lease and each.lease.owner.hub == self.hub]
+        self._finished = {each.id: self._finished.get(each.id, now) for each in found}
+        for container in found:
+            if now - self._finished[container.id] >= KEEP_FINISHED_SECONDS:
+                LOG.warning("Removing %s: it ended some time ago, and nobody else removes it.", container.name)
                 await self.engine.remove(container.id)
 
 

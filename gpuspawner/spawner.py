@@ -117,6 +117,11 @@ class GPUSpawner(Settings):
         """Whether an earlier start of this server is still being cleared away."""
         return self._owner in self.house.undoing
 
+    def remove_later(self, container_id: str) -> None:
+        """Remove a container for as long as it takes; the next start of this server waits for it."""
+        going = persist(lambda: self.engine.remove(container_id), self._log_name)
+        self.house.keep_undoing(self._owner, asyncio.ensure_future(going))
+
     def died(self, death: Refused) -> None:
         """Keep what the student should read about a server that ended by itself."""
         self.house.last_words[self._owner] = death.text
@@ -340,7 +345,7 @@ class GPUSpawner(Settings):
         return await super().poll()
 
     async def stop(self, now: bool = False) -> None:
-        """Stop and remove the container. Its cards are free when this returns.
+        """Stop the container. Its cards are free when this returns; it is removed in the background.
 
         When the engine does not do it now, the Hub takes the server for stopped all the same: then its container goes
         as soon as the engine can, and the next start waits for that.
@@ -352,9 +357,8 @@ class GPUSpawner(Settings):
             if self.being_undone:
                 # A start has just failed: its undoing removes what there is, and nobody would read the words.
                 return
-            if container := self.object_id:
-                going = persist(lambda: self.engine.remove(container), self._log_name)
-                self.house.keep_undoing(self._owner, asyncio.ensure_future(going))
+            if self.object_id:
+                self.remove_later(self.object_id)
             raise self._for_the_hub(error) from None
 
     async def _boot(self, spec: ContainerSpec) -> tuple[str, int]:

@@ -41,8 +41,9 @@ LOG = logging.getLogger(__name__)
 
 _COLLECTION: ContextVar[set[Future[Any]] | None] = ContextVar("docker_calls", default=None)
 
-# A container in one of these states holds its lease; `exited` and `dead` do not.
+# A container in one of the first states holds its lease, in one of the others it does not.
 HOLDING_STATES = ("created", "running", "paused", "restarting", "removing")
+ENDED_STATES = ("exited", "dead")
 
 LOG_LINE_LIMIT = 2000
 REMOVAL_TRIES, REMOVAL_PAUSE_SECONDS = 50, 0.1
@@ -59,8 +60,9 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class LeasedContainer:
-    """A container that holds a lease. `lease` is None where its labels cannot be read; then `cards` are taken whole.
+    """A container that holds a lease, or has held it.
 
+    `lease` is None where its labels cannot be read; then `cards` are taken whole.
     `image_id` is Docker's id of the image that it was made from, whatever the tag means by now.
     """
 
@@ -197,7 +199,14 @@ class Engine:
         return await self._looks.look()
 
     async def _leased(self) -> tuple[LeasedContainer, ...]:
-        found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*HOLDING_STATES]})
+        return await self._labelled(HOLDING_STATES)
+
+    async def finished(self) -> tuple[LeasedContainer, ...]:
+        """Every container that held a lease and has ended, of any Hub on this engine."""
+        return await self._labelled(ENDED_STATES)
+
+    async def _labelled(self, states: Sequence[str]) -> tuple[LeasedContainer, ...]:
+        found = await self.ask("containers", all=True, filters={"label": [leases.LEASE], "status": [*states]})
         return tuple(_leased(entry) for entry in found)
 
     async def holdings(self, extended: Mapping[str, datetime] | None = None) -> dict[str, Held]:

@@ -165,6 +165,7 @@ async def test_the_shipped_configuration_spawns(tmp_path: Path) -> None:
             assert refused.message.startswith("You asked for one whole GPU (RTX 4090), but all 2 are in use.")
             assert (await hub.api("DELETE", "users/bob/server")).status in (202, 204)
             assert "Watching the time limits of the Hub 'jupyter' every 20 s" in hub.log
+            assert (tmp_path / "state" / "jupyterhub.sqlite-wal").exists(), "a commit does not wait for the disk"
 
 
 async def test_the_shipped_configuration_says_that_no_engine_answers(tmp_path: Path) -> None:

@@ -143,6 +143,23 @@ async def test_a_stop_has_freed_the_card_when_it_answers(lab: Lab, alice: Person
     assert (await bob.start({"profile": "two"})).status == 201
 
 
+async def test_nobody_waits_for_a_removal_but_the_next_start(lab: Lab, alice: Person, bob: Person) -> None:
+    """A server has stopped when it has ended: its files may take long to delete, its cards are free."""
+    await alice.start({"profile": "two"})
+    old = alice.container()
+    with lab.engine.faults.during(EngineSlow(60, on="remove")):
+        assert (await alice.stop()).status == 204
+        assert old.status == "exited"
+        assert (await bob.start({"profile": "two"})).status == 201
+        await bob.stop()
+        lab.answer_at_once()
+        await alice.start({"profile": "two"})
+        assert alice.container().id == old.id
+    await until(lambda: alice.user.spawners[""].ready, "the new one is ready")
+    assert old.removed
+    assert alice.container().running
+
+
 @pytest.mark.fault(4, 26, 35)
 async def test_a_stop_that_hangs_is_given_up_and_the_card_stays_held(
     lab: Lab, alice: Person, bob: Person, monkeypatch: pytest.MonkeyPatch

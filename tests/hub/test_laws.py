@@ -233,6 +233,7 @@ async def test_a_profile_never_resumes_a_container(lab: Lab, alice: Person) -> N
     await alice.start({"profile": "two"})
     labels = alice.container().labels
     await alice.stop()
+    await lab.nothing_is_left(alice)
     client = lab.house.engine.client
     left = client.create_container("gpuspawner/pytorch", name="jupyter-alice", labels=labels)["Id"]
     client.start(left)

@@ -317,6 +317,24 @@ async def test_clearing_away_twice_is_once(standin: StandinEngine, house: House)
     assert [container.name for container in standin.containers] == ["running"]
 
 
+@pytest.mark.fault(16)
+async def test_what_ended_long_ago_is_removed(
+    standin: StandinEngine, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Hub that was killed in the moment of a stop leaves it; what has just ended is for whoever polls it."""
+    for name, hub in (("ended", "jupyter"), ("of-another-hub", "other"), ("running", "jupyter")):
+        await create(house, name, encode(lease(name, hub=hub)))
+        await house.engine.call("start", name)
+    standin.die("ended")
+    standin.die("of-another-hub")
+    await house.remove_finished()
+    await house.remove_finished()
+    assert len(standin.containers) == 3
+    monkeypatch.setattr(module, "KEEP_FINISHED_SECONDS", 0.0)
+    await house.remove_finished()
+    assert {container.name for container in standin.containers} == {"of-another-hub", "running"}
+
+
 async def test_a_start_that_is_under_way_is_left_alone(standin: StandinEngine, house: House) -> None:
     """With a card or without; once it has failed and something comes late all the same, that is removed."""
     await house.ledger.reserve(Claim("starting", None))
