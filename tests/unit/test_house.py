@@ -317,7 +317,7 @@ async def test_clearing_away_twice_is_once(standin: StandinEngine, house: House)
     assert [container.name for container in standin.containers] == ["running"]
 
 
-@pytest.mark.fault(16)
+@pytest.mark.fault(17)
 async def test_what_ended_long_ago_is_removed(
     standin: StandinEngine, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
