@@ -1,7 +1,7 @@
 """The Hub's SQLite database, opened so that nobody waits for the disk.
 
 JupyterHub commits eight or nine times for each start and as often for each stop, in its only thread. With SQLite's
-defaults each waits until the disk has it: 2 ms in the mean and up to 60 in which the Hub answers nobody, and most when
+defaults each waits until the disk has it: 4 ms in the mean and up to 60 in which the Hub answers nobody, and most when
 the engine is writing too.
 """
 
