@@ -116,6 +116,26 @@ async def test_the_progress_stream_tells_the_steps_and_ends_ready(lab: Lab, alic
     assert any(event["message"] == "JupyterLab을 시작하고 있습니다" for event in events)
 
 
+async def test_whoever_waits_for_others_to_boot_reads_so(lab: Lab, alice: Person, bob: Person) -> None:
+    """A class boots by turns; the second has a card already, and starts without a click when the first answers."""
+    lab.configure(concurrent_boots=1)
+    lab.answer_at_once()
+    with lab.engine.faults.during(SlowBoot(1.0)):
+        await alice.start({"profile": "gpu"})
+        await until(lambda: alice.containers, "alice's boots")
+        await bob.start({"profile": "gpu"})
+        follow = await bob.follow()
+
+        async def both() -> bool:
+            return len(await lab.leased()) == 2
+
+        await until(both, "bob has a card")
+        assert not bob.containers
+    said = await follow()
+    assert "Other servers are just starting; yours comes next" in [event.get("message") for event in said]
+    assert said[-1]["ready"]
+
+
 async def test_only_a_member_of_the_group_sees_and_starts_a_course(lab: Lab) -> None:
     """A profile of a group is on the form of its members, and starts for them."""
     member, stranger = await lab.person("mia", "vision"), await lab.person("sam")

@@ -13,6 +13,7 @@ import pytest_asyncio
 from gpuspawner.extensions import Extensions
 from tests.hub.lab import Lab
 from tests.hub.people import Answer, Person, until
+from tests.standins.engine import SlowBoot
 
 ALL_WEEK = {"group": "ai", "gpus": 2, "weekly": "Mon-Sun 00:00-24:00", "timezone": "UTC"}
 
@@ -123,6 +124,16 @@ async def test_a_server_before_a_class_gets_less_time(lab: Lab, alice: Person, e
     assert 50 * 60 < int(alice.container().labels["gpuspawner.time-limit"]) < 60 * 60
     assert (await eve.start({"profile": "gpu"})).status == 201
     assert eve.container().labels["gpuspawner.time-limit"] == "43200"
+
+
+async def test_the_pending_page_says_that_the_time_is_shortened(lab: Lab, alice: Person) -> None:
+    """For whoever starts by a link or a script, and has seen no form."""
+    lab.configure(reservations=[in_an_hour()])
+    lab.answer_at_once()
+    with lab.engine.faults.during(SlowBoot(0.5)):
+        await alice.start({"profile": "gpu"})
+        said = [event.get("message", "") for event in await alice.events()]
+    assert any(text.startswith("JupyterLab is starting. This server has to stop by ") for text in said), said
 
 
 async def test_a_class_may_want_refusals(lab: Lab, alice: Person) -> None:
