@@ -94,7 +94,7 @@ PULLING = Stage(15, Text("Fetching the image: this can take minutes", "이미지
 WAITING = Stage(20, Text("You are in the waiting line", "대기열에 들어갔습니다"))
 LEASING = Stage(25, Text("Looking for a free GPU", "사용 가능한 GPU를 찾고 있습니다"))
 NEXT = Stage(
-    40, Text("Other servers are just starting; yours comes next", "다른 서버들이 시작되는 중입니다. 곧 차례가 됩니다")
+    40, Text("Other servers are starting; yours follows shortly", "다른 서버들이 시작되는 중입니다. 곧 차례가 됩니다")
 )
 CREATING = Stage(45, Text("Starting the container", "컨테이너를 시작하고 있습니다"))
 BOOTING = Stage(70, Text("JupyterLab is starting", "JupyterLab을 시작하고 있습니다"))

@@ -132,7 +132,7 @@ async def test_whoever_waits_for_others_to_boot_reads_so(lab: Lab, alice: Person
         await until(both, "bob has a card")
         assert not bob.containers
     said = await follow()
-    assert "Other servers are just starting; yours comes next" in [event.get("message") for event in said]
+    assert "Other servers are starting; yours follows shortly" in [event.get("message") for event in said]
     assert said[-1]["ready"]
 
 
