@@ -182,6 +182,9 @@ def test_an_edit_in_the_moment_of_a_stop_is_saved_once_the_server_is_back(
 ) -> None:
     """It is in the page alone. While that stays open, it is saved as soon as Lab is opened beside it."""
     left_open = ada.page
+    # Lab writes down its layout when it has begun; a stop before that leaves a page that never works.
+    with left_open.expect_response(lambda answer: "/api/workspaces/" in answer.url and answer.request.method == "PUT"):
+        ada.see("/user/ada/lab/tree/kept.ipynb")
     write(left_open, ", a second before")
     stop(lab)
     beside = ada.page = ada.context.new_page()
