@@ -27,7 +27,8 @@ ASK_AGAIN_SECONDS = 2.0
 class EngineSpawner(DockerSpawner):
     """The part of `GPUSpawner` that talks to the engine about containers that exist already.
 
-    `running` is what the container said of itself when it was last looked at, which every poll does.
+    `running` is what the container said of itself when it was last looked at, which every poll does. What raises
+    NotImplementedError needs what all spawners share, and is `GPUSpawner`'s (traitlets' metaclass rules out an ABC).
     """
 
     running: Running | None = None
@@ -171,7 +172,6 @@ class EngineSpawner(DockerSpawner):
 
     async def stop_object(self) -> None:
         """Ask the server to end, wait a little, then kill it."""
-        self._has_ended = False
         try:
             await self.engine.ask(
                 "stop",
@@ -191,7 +191,8 @@ class EngineSpawner(DockerSpawner):
 
         One that has ended holds no cards and is removed in the background: only its next start has to wait for that.
         """
-        if self._has_ended and self.object_id and not self.being_undone:
+        ended, self._has_ended = self._has_ended, False
+        if ended and self.object_id and not self.being_undone:
             self.remove_later(self.object_id)
         else:
             await self.engine.remove(self.object_name)

@@ -1,7 +1,7 @@
 """Asks a notebook server whether it answers, as often as it takes. It knows HTTP and nothing of Docker.
 
-The Hub's own wait backs off with jitter up to 5 s and costs about a second of each start; asking a bridge address of
-this machine every few tens of milliseconds costs nothing.
+The Hub's own wait backs off with jitter up to 5 s and costs about a second of each start. To connect to a bridge
+address of this machine every few tens of milliseconds costs little; a request each time, while many boot, does not.
 """
 
 from __future__ import annotations
@@ -47,9 +47,18 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
 
 async def _accepts(url: str) -> bool:
     parts = urlsplit(url)
+    connecting = asyncio.ensure_future(asyncio.open_connection(parts.hostname, parts.port))
+    connecting.add_done_callback(_hang_up)
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), CONNECT_SECONDS)
-    except (asyncio.TimeoutError, OSError):
-        return False
-    writer.close()
-    return True
+        # Not wait_for: before Python 3.12 it swallows a cancellation that comes in the moment when the connection does,
+        # and whoever stopped the start would wait for a server that may never answer.
+        done, _ = await asyncio.wait([connecting], timeout=CONNECT_SECONDS)
+    finally:
+        connecting.cancel()
+    return bool(done) and connecting.exception() is None
+
+
+def _hang_up(connecting: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    """Close what was opened, whether or not somebody still waits for it."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result()[1].close()

@@ -41,8 +41,9 @@ LOG = logging.getLogger(__name__)
 
 _COLLECTION: ContextVar[set[Future[Any]] | None] = ContextVar("docker_calls", default=None)
 
-# A container in one of the first states holds its lease, in one of the others it does not.
+# A container in one of these states holds its lease.
 HOLDING_STATES = ("created", "running", "paused", "restarting", "removing")
+# In one of these it does not any more.
 ENDED_STATES = ("exited", "dead")
 
 LOG_LINE_LIMIT = 2000

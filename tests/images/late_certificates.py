@@ -48,7 +48,7 @@ pair = made.create_signed_pair("localhost", "school", alt_names=["DNS:localhost"
 if sys.argv[2] == "school":
     os.environ["SSL_CERT_FILE"] = str(folder / "school" / "school.crt")
 runpy.run_path(LAUNCHER)["import_main"]()
-import aiohttp.connector  # noqa: E402
+import aiohttp.connector  # noqa: E402 - the launcher has to import it first, in the environment set above
 
 print(aiohttp.connector._SSL_CONTEXT_VERIFIED.cert_store_stats()["x509_ca"])
 asyncio.run(main(pair["key"], pair["cert"]))

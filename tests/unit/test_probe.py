@@ -122,6 +122,32 @@ async def test_a_wait_that_is_cancelled_ends_at_once() -> None:
         assert waiting.cancelled()
 
 
+async def test_a_cancellation_in_the_moment_of_the_connection_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would go on, for ever if the server never answers, and with it the undoing of that start."""
+    connected: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def connect(*address: Any) -> Any:
+        return await connected
+
+    class Writer:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    writer = Writer()
+    monkeypatch.setattr(asyncio, "open_connection", connect)
+    waiting = asyncio.ensure_future(wait_until_answering("http://127.0.0.1:1/"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    connected.set_result((None, writer))
+    await asyncio.sleep(0)  # the connection is there, and the one who waits for it has not heard of it
+    waiting.cancel()
+    await asyncio.wait([waiting], timeout=0.5)
+    assert waiting.cancelled()
+    assert writer.closed
+
+
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, Any]:
     """What the Hub's internal SSL gives to a server: its key, its certificate, the authority of its clients."""
