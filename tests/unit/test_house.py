@@ -381,6 +381,21 @@ async def test_it_goes_on_for_as_long_as_the_hub_lives(
     assert all(task.cancelled() for task in first)
 
 
+async def test_what_was_loaded_at_the_start_is_no_longer_looked_through(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a process: a walk over it holds up everybody, and who has frozen something knows better."""
+    frozen = [0]
+    monkeypatch.setattr(module.gc, "get_freeze_count", lambda: frozen[0])
+    monkeypatch.setattr(module.gc, "freeze", lambda: frozen.append(frozen.pop() + 1))
+    house.open()
+    await house.close()
+    house._tasks.clear()
+    house.open()
+    await house.close()
+    assert frozen == [1]
+
+
 # What is being cleared away
 
 
